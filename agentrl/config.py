@@ -1,0 +1,198 @@
+"""The run file's schema: strict, immutable, and free of torch, so that it loads in milliseconds anywhere.
+
+An unknown key is an error that names the nearest key; values are validated at load, with file, key and value in the message.
+Objectives are validated by their own configs, found by name in the open registry (`agentrl.objectives`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Config(BaseModel):
+    """Base of every section: unknown keys are errors, and nothing changes after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class SamplingConfig(Config):
+    """How the policy samples while it trains."""
+
+    temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
+    """Both the sampler and the learner score softmax(logits / temperature)."""
+    max_tokens: Positive = 256
+    """Most tokens that one turn may sample."""
+    max_turns: Positive = 16
+    """Most calls of the engine in one episode."""
+    max_episode_tokens: Positive | None = None
+    """Most tokens of an episode, prompt included; at most the context length, which is the default."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: NonNegative = 0
+    min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+    @model_validator(mode="after")
+    def _whole_distribution(self) -> SamplingConfig:
+        if self.top_p < 1 or self.top_k or self.min_p:
+            raise ValueError(
+                f"training samples from the whole distribution: the learner scores softmax(logits / temperature), which top_p={self.top_p}, "
+                f"top_k={self.top_k}, min_p={self.min_p} would renormalize; set top_p=1, top_k=0, min_p=0 and shape the samples with temperature"
+            )
+        return self
+
+
+class EngineConfig(Config):
+    """The inference engine."""
+
+    kind: Literal["embedded"] = "embedded"
+    """`embedded` runs transformers in a process of its own."""
+    threads: Positive | None = None
+    """CPU threads of the engine; by default half of the cores, or all of them where max_staleness is 0."""
+    device: str = "auto"
+    """`cpu`, `cuda`, `cuda:1`, or `auto`: the last CUDA device where there is one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`auto` is bfloat16 on CUDA and float32 on a CPU."""
+    slots: Positive = 128
+    """Requests decoded at once; more wait in a queue."""
+    context_length: Positive | None = None
+    """Tokens a request may hold, prompt and completion; by default what the model allows, at most 4096."""
+    kv: Literal["keep", "recompute"] = "keep"
+    """What a weight update does to the KV cache of requests in flight: keep it, or compute it again under the new weights."""
+    timeout_s: Seconds = 300.0
+    """Longest wait for one answer of the engine."""
+
+
+class LearnerConfig(Config):
+    """The optimizer's side."""
+
+    lr: Annotated[float, Field(ge=0)] = 1e-6
+    """Peak learning rate; 0 is a valid control run."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What follows the warm-up: constant, or a decay to `min_lr_ratio` of the peak at the last step."""
+    warmup_steps: NonNegative = 0
+    min_lr_ratio: Share = 0.0
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.99)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Gradients are clipped to this global L2 norm; null turns clipping off."""
+    tokens_per_micro_batch: Positive = 16384
+    """Most tokens of one packed forward; a longer row goes alone. It changes memory and speed, never the gradient."""
+    head_chunk_mib: Positive = 64
+    """Memory for the float32 logits of one chunk of trained positions, in MiB."""
+    gradient_checkpointing: bool = False
+    device: str = "auto"
+    """`cpu`, `cuda`, or `auto`: the first CUDA device where there is one."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the forward pass; master weights and optimizer state stay float32. `auto` is bfloat16 on CUDA, float32 on a CPU."""
+    threads: Positive | None = None
+    """CPU threads of the learner; by default the cores that the engine leaves, or all of them where max_staleness is 0."""
+    mask_truncated: bool = False
+    """Train nothing of a truncated episode (it stays in its group's baseline)."""
+    lora: LoraConfig | None = None
+    """Train a LoRA adapter instead of all weights."""
+    ranks: Positive = 1
+    """Processes that `accelerate launch` started; checked against the launcher's own count."""
+    sharding: Literal["ddp", "fsdp2"] = "ddp"
+    """How several ranks share the model."""
+
+
+class LoraConfig(Config):
+    """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685), through peft."""
+
+    rank: Positive = 16
+    alpha: Annotated[float, Field(gt=0)] = 32.0
+    dropout: Literal[0] = 0
+    """Dropout would make the learner score another distribution than the one that sampled; only 0 is allowed."""
+    target_modules: str | list[str] = "all-linear"
+
+
+class RolloutConfig(Config):
+    """The generator side: processes, deadlines and what is tolerated."""
+
+    processes: Positive = 1
+    """Rollout processes; each plays many episodes at once."""
+    env_workers: Positive = 2
+    """Killable processes, for each rollout process, in which environments and rewards run."""
+    score_timeout_s: Seconds = 30.0
+    """Wall clock of one scoring call; past it the worker is killed and the rollout is unscorable."""
+    tool_timeout_s: Seconds = 30.0
+    """Wall clock of one tool call."""
+    episode_timeout_s: Seconds = 600.0
+    """Wall clock of one episode."""
+    max_tool_output_chars: Positive = 8192
+    """A longer tool result is cut, with a notice that the model sees."""
+
+
+class CheckpointConfig(Config):
+    """When state is written."""
+
+    every: Positive = 50
+    """Optimizer steps between checkpoints; one is also written at the end and on interruption."""
+    keep: Positive = 2
+    """Newest checkpoints kept."""
+
+
+class LimitsConfig(Config):
+    """When a run that goes nowhere stops."""
+
+    max_unscorable_share: Share = 0.5
+    """The run stops when more than this share of the last `window_groups` groups had no scorable rollout."""
+    window_groups: Positive = 64
+    wait_s: Seconds = 900.0
+    """Longest wait of the learner for a batch."""
+
+
+class RunConfig(Config):
+    """A whole run file."""
+
+    model: str
+    """A folder or Hub name that transformers loads, or `quickstart`: the small model that ships with agentrl."""
+    env: str | None = None
+    """An environment spec: `name?arg=value`, `file.py:Name` or `package.module:Name`."""
+    dataset: str | None = None
+    """A dataset for `env: dataset`-style runs and offline objectives: a JSON-lines file."""
+    imports: list[str] = Field(default_factory=list)
+    """Modules or files that every process imports first: they register environments and objectives."""
+    objective: dict[str, Any] = Field(default_factory=lambda: {"name": "grpo"})
+    """`grpo` is short for `{name: grpo}`; the other keys are the objective's own."""
+    seed: NonNegative = 0
+    steps: Positive = 100
+    """Optimizer steps of the whole run."""
+    group_size: Positive = 8
+    """Rollouts of one task."""
+    groups_per_step: Positive = 16
+    """Tasks of one optimizer step."""
+    max_staleness: NonNegative = 1
+    """Optimizer steps that a sampled token may lag behind the step that trains it; 0 is exactly synchronous."""
+    on_bound: Literal["wait", "requeue", "over"] = "wait"
+    """When the step waits for a group older than the bound: wait for it, cancel it and play the task again, or go past the bound."""
+    sampling: SamplingConfig = SamplingConfig()
+    engine: EngineConfig = EngineConfig()
+    learner: LearnerConfig = LearnerConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    limits: LimitsConfig = LimitsConfig()
+    output: str | None = None
+    """The run folder; by default `runs/<env>-<model>-<date>-<time>`."""
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _short_objective(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("objective")
+    @classmethod
+    def _named_objective(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if "name" not in value:
+            raise ValueError("objective needs a name: write `objective: grpo` or `objective: {name: grpo, ...}`")
+        return value
+
+
+LearnerConfig.model_rebuild()
