@@ -1,0 +1,175 @@
+"""How an environment is written: a class whose methods are tools, or a dataset with reward functions.
+
+An instance plays one episode and is then thrown away: there is no `reset`. It lives in a killable worker process, so it may block,
+compute and keep state as it likes. `docs` of the runtime around it: `agentrl.rollout`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from agentrl.errors import EnvironmentFailure
+from agentrl.records import Ending, Score, Task
+
+Split = Literal["train", "eval"]
+Message = dict[str, Any]
+"""`role` (system, user, assistant, tool), `content`, and for tools `tool_calls` or `name`."""
+
+RewardFunction = Callable[..., "Sequence[float | None] | Awaitable[Sequence[float | None]]"]
+"""`f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or async; None is unscorable."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Episode:
+    """A finished episode, as an environment or a reward sees it."""
+
+    task: Task
+    prompt: str | list[Message]
+    """What the episode started from, in the form in which the environment gave it."""
+    messages: list[Message]
+    """The whole conversation; for a plain-text prompt, one `user` and one `assistant` message."""
+    completion_ids: list[int]
+    """Sampled ids of all turns."""
+    ending: Ending
+
+    @property
+    def answer(self) -> str:
+        """Text of the last assistant turn, empty where there was none."""
+        for message in reversed(self.messages):
+            if message["role"] == "assistant":
+                return str(message.get("content") or "")
+        return ""
+
+    @property
+    def completion(self) -> str | list[Message]:
+        """What came after the prompt, in the prompt's own form (TRL's convention for reward functions)."""
+        if isinstance(self.prompt, str):
+            return self.answer
+        return self.messages[len(self.prompt) :]
+
+
+class Environment:
+    """Base class: give tasks, start an episode, offer tools, score the end.
+
+    Every public method that a subclass adds is a tool: its type hints and Google-style docstring become the schema that the model
+    sees. Set `self.done = True` in a tool to end the episode. Sync and async methods both work.
+
+    Example: `examples/custom_env.py`.
+    """
+
+    system: ClassVar[str] = ""
+    """Text of the system message; none where empty."""
+    max_turns: ClassVar[int | None] = None
+    """Most calls of the engine in one episode, where the environment wants fewer than `sampling.max_turns`."""
+    done: bool = False
+    """Set by a tool or `reply` to end the episode after the current turn."""
+
+    def tasks(self, split: Split) -> Iterable[Mapping[str, Any]]:
+        """The rows to solve, JSON-serializable; `eval` rows must not occur in `train`. A `Sequence` is indexed lazily."""
+        raise NotImplementedError(f"{type(self).__name__} must define tasks(split): the rows to train and to evaluate on")
+
+    def start(self, task: Task) -> str | list[Message]:
+        """The prompt: messages for the chat template, or a string that is tokenized as it is. By default the row's `prompt`."""
+        if "prompt" not in task.row:
+            raise EnvironmentFailure(f"{type(self).__name__}: task {task.id} has no `prompt` column and start(task) is not defined")
+        prompt = task.row["prompt"]
+        return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
+
+    def reply(self, answer: str) -> str | None:
+        """What the user says after an assistant turn without tool calls; None (the default) ends the episode."""
+        return None
+
+    def score(self, episode: Episode) -> Score | float | Mapping[str, float] | None | Awaitable[Any]:
+        """The reward: a number, named parts (their sum counts), a `Score`, or None for unscorable."""
+        raise NotImplementedError(f"{type(self).__name__} must define score(episode)")
+
+    def close(self) -> None:
+        """Free what the episode held; called once, also after a failure."""
+
+
+RESERVED = frozenset({"tasks", "start", "reply", "score", "close"})
+"""Public methods of an environment that are not tools."""
+
+
+def tool_methods(environment: Environment) -> dict[str, Callable[..., Any]]:
+    """The tools of an environment by name: public methods that a subclass added."""
+    names = [name for name, _ in inspect.getmembers(type(environment), inspect.isfunction)]
+    return {name: getattr(environment, name) for name in names if not name.startswith("_") and name not in RESERVED}
+
+
+@dataclass
+class SingleTurn(Environment):
+    """One prompt, one completion, one or more reward functions.
+
+    Example: `SingleTurn(train=[{"prompt": "2+3=", "answer": "5"}], eval=[...], rewards=[exact_answer])`.
+    """
+
+    train: Sequence[Mapping[str, Any]]
+    rewards: Sequence[RewardFunction]
+    eval: Sequence[Mapping[str, Any]] = ()
+    weights: Sequence[float] | None = None
+    """One a reward; all 1 by default."""
+    max_turns: ClassVar[int | None] = 1
+    done: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        if not self.rewards:
+            raise ValueError("SingleTurn needs at least one reward function")
+        if self.weights is not None and len(self.weights) != len(self.rewards):
+            raise ValueError(f"got {len(self.weights)} weights for {len(self.rewards)} rewards; give one weight a reward")
+
+    def tasks(self, split: Split) -> Sequence[Mapping[str, Any]]:
+        """The rows of a split."""
+        return self.train if split == "train" else self.eval
+
+    async def score(self, episode: Episode) -> Score:
+        """Call each reward function with lists of one, as TRL does with a batch."""
+        parts: dict[str, float] = {}
+        total = 0.0
+        weights = self.weights or [1.0] * len(self.rewards)
+        for function, weight in zip(self.rewards, weights, strict=True):
+            name = getattr(function, "__name__", type(function).__name__)
+            columns = {key: [value] for key, value in episode.task.row.items() if key != "prompt"}
+            values = function(prompts=[episode.prompt], completions=[episode.completion], completion_ids=[episode.completion_ids], **columns)
+            if inspect.isawaitable(values):
+                values = await values
+            value = _one_value(name, values)
+            if value is None:
+                return Score.unscorable(f"reward {name} returned None")
+            parts[name] = value
+            total += weight * value
+        return Score(value=total, parts=parts)
+
+
+def _one_value(name: str, values: Any) -> float | None:
+    if isinstance(values, str | bytes) or not hasattr(values, "__len__") or len(values) != 1:
+        got = f"{len(values)} values" if hasattr(values, "__len__") else repr(values)
+        raise EnvironmentFailure(f"reward {name} got 1 completion and returned {got}; it must return a list with one number (or None) a completion")
+    value = values[0]
+    return None if value is None else float(value)
+
+
+def as_score(name: str, value: Any) -> Score:
+    """Turn what `score` returned into a `Score`; raises `EnvironmentFailure` for NaN, infinities and other types."""
+    if isinstance(value, Score):
+        return value
+    if value is None:
+        return Score.unscorable(f"{name}.score returned None")
+    if isinstance(value, Mapping):
+        parts = {str(key): _finite(name, part) for key, part in value.items()}
+        return Score(value=math.fsum(parts.values()), parts=parts)
+    return Score(value=_finite(name, value))
+
+
+def _finite(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise EnvironmentFailure(f"{name}.score returned a {type(value).__name__}; allowed: a number, a mapping of numbers, a Score, or None") from None
+    if not math.isfinite(number):
+        raise EnvironmentFailure(f"{name}.score returned {number}; return None where the episode cannot be scored")
+    return number

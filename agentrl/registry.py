@@ -1,0 +1,138 @@
+"""Environments by name: the decorator that registers one, and the specs that name one.
+
+A spec is a registered name, `file.py:Name` or `package.module:Name`, each with optional arguments: `countdown?numbers=4`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+from ruamel.yaml import YAML
+
+from agentrl.environment import Environment
+from agentrl.errors import ConfigError
+
+EnvironmentFactory = Callable[..., Environment]
+F = TypeVar("F", bound=EnvironmentFactory)
+
+_environments: dict[str, EnvironmentFactory] = {}
+
+
+def register(name: str) -> Callable[[F], F]:
+    """Register an environment class, or a function that returns an environment, under a name."""
+    if not name or any(mark in name for mark in ":?/ "):
+        raise ConfigError(f"environment name {name!r} may not be empty or hold any of ':?/ '")
+
+    def keep(factory: F) -> F:
+        known = _environments.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (factory.__module__, factory.__qualname__):
+            raise ConfigError(f"environment {name!r} is already registered by {known.__module__}; choose another name")
+        _environments[name] = factory
+        return factory
+
+    return keep
+
+
+def registered() -> dict[str, EnvironmentFactory]:
+    """Every environment that has a name: our own, those of installed packages, and those registered in this process."""
+    for point in importlib.metadata.entry_points(group="agentrl.envs"):
+        if point.name not in _environments:
+            _environments[point.name] = point.load()
+    return dict(sorted(_environments.items()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """A parsed environment spec."""
+
+    target: str
+    arguments: dict[str, Any]
+
+    @staticmethod
+    def parse(text: str) -> Spec:
+        """Split `name?key=value&key=value`; values are YAML scalars (`4` is a number, `true` a boolean)."""
+        target, _, query = text.partition("?")
+        yaml = YAML(typ="safe", pure=True)
+        try:
+            pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
+        except ValueError as error:
+            raise ConfigError(f"environment spec {text!r}: arguments after '?' are written key=value&key=value ({error})") from None
+        return Spec(target=target, arguments={key: yaml.load(value) for key, value in pairs})
+
+
+def load(text: str) -> EnvironmentFactory:
+    """Find the factory that a spec names, its arguments bound. Raises `ConfigError` saying what was tried and what exists."""
+    spec = Spec.parse(text)
+    factory = _from_path(spec.target) if ":" in spec.target else _by_name(spec.target)
+
+    def build() -> Environment:
+        try:
+            environment = factory(**spec.arguments)
+        except TypeError as error:
+            raise ConfigError(f"environment {text!r} does not accept its arguments {spec.arguments}: {error}") from error
+        if not isinstance(environment, Environment):
+            raise ConfigError(f"environment {text!r} gave a {type(environment).__name__}; it must be an agentrl.Environment (or a function that returns one)")
+        return environment
+
+    return build
+
+
+def import_module(name: str) -> ModuleType:
+    """Import a module by dotted name, or a file by its path; a file is imported once a process."""
+    path = Path(name)
+    if path.suffix != ".py":
+        try:
+            return importlib.import_module(name)
+        except ImportError as error:
+            raise ConfigError(f"cannot import {name!r}: {error}; give a dotted module name, or a path that ends in .py") from error
+    path = path.resolve()
+    if not path.is_file():
+        raise ConfigError(f"cannot import {name!r}: there is no file {path}")
+    key = f"_agentrl_file_{path.stem}_{abs(hash(str(path))):x}"
+    if key in sys.modules:
+        return sys.modules[key]
+    described = importlib.util.spec_from_file_location(key, path)
+    if described is None or described.loader is None:
+        raise ConfigError(f"cannot import {path}: it is not a Python file")
+    module = importlib.util.module_from_spec(described)
+    sys.modules[key] = module
+    try:
+        described.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[key]
+        if isinstance(error, Exception) and not isinstance(error, ConfigError):
+            raise ConfigError(f"importing {path} failed: {type(error).__name__}: {error}") from error
+        raise
+    return module
+
+
+def _from_path(target: str) -> EnvironmentFactory:
+    where, _, name = target.rpartition(":")
+    module = import_module(where)
+    try:
+        factory: EnvironmentFactory = getattr(module, name)
+    except AttributeError:
+        names = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Environment) and value is not Environment]
+        raise ConfigError(f"{where} has no {name!r}; environments in it: {', '.join(names) or 'none'}") from None
+    if not callable(factory):
+        raise ConfigError(f"{target} is a {type(factory).__name__}; it must be an environment class or a function that returns one")
+    return factory
+
+
+def _by_name(name: str) -> EnvironmentFactory:
+    known = registered()
+    if name in known:
+        return known[name]
+    near = get_close_matches(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ConfigError(f"no environment is registered as {name!r}{hint} Known: {', '.join(known) or 'none'}. For one of your own write file.py:Name or package.module:Name")
