@@ -31,6 +31,8 @@ class SamplingConfig(Config):
     """Most tokens that one turn may sample."""
     max_turns: Positive = 16
     """Most calls of the engine in one episode."""
+    stop: list[str] = Field(default_factory=list)
+    """Further ends of a turn, beside the model's own end tokens; each must be one token of the tokenizer."""
     max_episode_tokens: Positive | None = None
     """Most tokens of an episode, prompt included; at most the context length, which is the default."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -157,7 +159,9 @@ class RunConfig(Config):
     env: str | None = None
     """An environment spec: `name?arg=value`, `file.py:Name` or `package.module:Name`."""
     dataset: str | None = None
-    """A dataset for `env: dataset`-style runs and offline objectives: a JSON-lines file."""
+    """Instead of `env`, with `rewards`: a JSON-lines file whose rows have a `prompt` and the columns that the rewards read."""
+    rewards: list[str] = Field(default_factory=list)
+    """Reward functions for `dataset`: `file.py:function` or `package.module:function`, each `f(prompts, completions, completion_ids, **columns)`."""
     imports: list[str] = Field(default_factory=list)
     """Modules or files that every process imports first: they register environments and objectives."""
     objective: dict[str, Any] = Field(default_factory=lambda: {"name": "grpo"})
@@ -165,12 +169,16 @@ class RunConfig(Config):
     seed: NonNegative = 0
     steps: Positive = 100
     """Optimizer steps of the whole run."""
+    epochs: Positive | None = None
+    """Ends the run when each training task was dispatched this often, if `steps` has not ended it before."""
     group_size: Positive = 8
     """Rollouts of one task."""
     groups_per_step: Positive = 16
     """Tasks of one optimizer step."""
     max_staleness: NonNegative = 1
     """Optimizer steps that a sampled token may lag behind the step that trains it; 0 is exactly synchronous."""
+    batch_order: Literal["dispatch", "finished"] = "dispatch"
+    """`dispatch`: a step trains the oldest groups, in dispatch order. `finished`: the oldest that are finished, within the bound."""
     on_bound: Literal["wait", "requeue", "over"] = "wait"
     """When the step waits for a group older than the bound: wait for it, cancel it and play the task again, or go past the bound."""
     sampling: SamplingConfig = SamplingConfig()

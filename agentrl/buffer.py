@@ -1,0 +1,265 @@
+"""The buffer between generators and learner: admission, finished groups and their durable log behind one lock.
+
+Generators get groups to play from `dispatch`, which gives none while the staleness budget is spent; the learner gets whole steps from
+`take`, which waits for the oldest dispatch. Nothing polls: a finished group or a done step wakes whoever waits for it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from agentrl.errors import AgentRLError, RunCannotLearn
+from agentrl.records import Disposition, Group, Rollout, Task, Version
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
+
+    from agentrl.admission import Admission
+    from agentrl.config import LimitsConfig
+    from agentrl.rollout_log import RolloutLog
+    from agentrl.run_folder import RunState
+    from agentrl.tasks import TaskSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dispatch:
+    """A group to play."""
+
+    index: int
+    task: Task
+    version: Version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BufferCounts:
+    """What the buffer has seen since the run or the resume started."""
+
+    unscorable_groups: int
+    unscorable_share: float
+    """Of the last `limits.window_groups` groups."""
+    requeued: int
+    waiting: int
+    """Finished groups that no step has taken yet."""
+    in_flight: int
+    endings: dict[str, int]
+
+
+class Buffer:
+    """Owned by the supervisor's process; every method may be called from any thread."""
+
+    def __init__(self, admission: Admission, tasks: TaskSource, log: RolloutLog, limits: LimitsConfig, *, lineage: int, min_scorable: int) -> None:
+        self._admission = admission
+        self._tasks = tasks
+        self._log = log
+        self._limits = limits
+        self._lineage = lineage
+        self._min_scorable = min_scorable
+        self._changed = threading.Condition()
+        self._groups: dict[int, Group] = {}
+        self._failure: AgentRLError | None = None
+        self._recent: deque[bool] = deque(maxlen=limits.window_groups)
+        self._endings: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._unscorable = 0
+        self._requeued = 0
+        self.on_open: Callable[[], None] = lambda: None
+        """Called, without the lock, when groups may have become free to dispatch."""
+        self.on_cancel: Callable[[int], None] = lambda index: None
+        """Called, without the lock, for a group whose episodes are no longer wanted."""
+
+    def restore(self, state: RunState, disposed: Collection[int], groups: Iterable[Group]) -> None:
+        """Take up an interrupted run.
+
+        Args:
+            state: of the checkpoint, or of step 0 where there is none.
+            disposed: groups whose disposition stands.
+            groups: finished and not disposed of; they keep their places and are not played again. Every other group that was dispatched
+                waits for its place to come up again.
+        """
+        next_index = max([state.next_index, *(index + 1 for index in disposed)])
+        gone = set(disposed)
+        for group in groups:
+            next_index = max(next_index, group.index + 1)
+            if self._is_scorable(group):
+                self._groups[group.index] = group
+            else:  # the crash came between its two lines
+                gone.add(group.index)
+                self._log.dispose(group.index, ("unscorable",) * len(group.rollouts))
+        finished = {index: group.dispatched.step for index, group in self._groups.items()}
+        waiting = [index for index in range(next_index) if index not in gone and index not in finished]
+        self._admission.restore(
+            version=state.step, places_trained=state.places_trained, next_index=next_index, finished=finished, waiting=waiting
+        )
+
+    def _is_scorable(self, group: Group) -> bool:
+        return sum(score is not None for score in group.scores) >= min(self._min_scorable, len(group.rollouts))
+
+    def dispatch(self) -> Dispatch | None:
+        """The next group to play, or None while the staleness budget is spent, the data has ended or the run has failed."""
+        with self._changed:
+            if self._failure is not None:
+                return None
+            index = self._admission.admit()
+            if index is None:
+                return None
+            version = Version(lineage=self._lineage, step=self._admission.version)
+            return Dispatch(index=index, task=self._tasks.task(index), version=version)
+
+    def finished(self, group: Group) -> None:
+        """A group came back: make it durable, then let a step take it, or give its place back when it cannot be trained."""
+        with self._changed:
+            if group.index not in self._admission.places:
+                return  # cancelled while its last message was under way
+            try:
+                self._log.write(group)
+                self._account(group)
+            except AgentRLError as error:
+                self._failure = self._failure or error
+            self._changed.notify_all()
+        self.on_open()
+
+    def _account(self, group: Group) -> None:
+        scorable = self._is_scorable(group)
+        self._endings.update(rollout.ending for rollout in group.rollouts)
+        self._recent.append(scorable)
+        if scorable:
+            self._admission.finish(group.index)
+            self._groups[group.index] = group
+            return
+        self._unscorable += 1
+        self._reasons.update(rollout.score.reason for rollout in group.rollouts if not rollout.score.scorable)
+        self._admission.give_back(group.index)
+        self._log.dispose(group.index, ("unscorable",) * len(group.rollouts))
+        self._stop_if_hopeless()
+
+    def _stop_if_hopeless(self) -> None:
+        enough = min(self._limits.window_groups, max(8, self._admission.groups_per_step))
+        share = 1 - sum(self._recent) / len(self._recent)
+        if len(self._recent) >= enough and share > self._limits.max_unscorable_share:
+            reason, count = self._reasons.most_common(1)[0]
+            raise RunCannotLearn(
+                f"{share:.0%} of the last {len(self._recent)} groups could not be scored (limits.max_unscorable_share is "
+                f"{self._limits.max_unscorable_share:.0%}); the commonest reason, {count} times: {reason}"
+            )
+
+    def lost(self, index: int) -> None:
+        """The process that played a group died: it will be dispatched again in its old place."""
+        with self._changed:
+            if index in self._admission.places:
+                self._admission.lose(index)
+        self.on_open()
+
+    def take(self) -> list[Group]:
+        """The groups of the next step; waits for them. An empty list ends the data.
+
+        Raises what stopped the run, or `RunCannotLearn` when nothing came within `limits.wait_s`.
+        """
+        deadline = time.monotonic() + self._limits.wait_s
+        with self._changed:
+            while True:
+                if self._failure is not None:
+                    raise self._failure
+                indices = self._admission.ready()
+                if indices is not None:
+                    return [self._groups[index] for index in indices]
+                cancelled = self._requeue()
+                if cancelled:
+                    continue
+                if not self._changed.wait(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
+                    raise RunCannotLearn(f"no full batch came within limits.wait_s={self._limits.wait_s:.0f} s: {self._describe()}")
+
+    def _requeue(self) -> list[int]:
+        overdue = self._admission.overdue()
+        for index in overdue:
+            self._admission.give_back(index)
+            self._log.dispose(index, ("dropped",))
+            self._requeued += 1
+        if overdue:
+            threading.Thread(target=self._tell_cancelled, args=(overdue,), daemon=True).start()
+        return overdue
+
+    def _tell_cancelled(self, indices: list[int]) -> None:
+        for index in indices:
+            self.on_cancel(index)
+        self.on_open()
+
+    def trained(self, groups: list[Group]) -> None:
+        """The step that trained these groups is published: note their dispositions and admit new groups."""
+        with self._changed:
+            step = self._admission.version + 1
+            for group in groups:
+                self._log.dispose(group.index, member_dispositions(group), step=step)
+                del self._groups[group.index]
+            self._admission.step([group.index for group in groups])
+        self.on_open()
+
+    def drop_rest(self) -> None:
+        """The run has done its steps: note what is left over, each exactly once."""
+        with self._changed:
+            for index in self._admission.places:
+                group = self._groups.get(index)
+                self._log.dispose(index, ("dropped",) * (len(group.rollouts) if group else 1), at_end=True)
+            self._log.sync()
+
+    def fail(self, error: AgentRLError) -> None:
+        """Stop the run with an error, from any thread; the first one counts."""
+        with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
+
+    @property
+    def failure(self) -> AgentRLError | None:
+        """What stopped the run, if anything did."""
+        return self._failure
+
+    def close(self) -> None:
+        """Close the log; groups that still arrive are ignored."""
+        with self._changed:
+            self._admission.places.clear()
+            self._log.close()
+
+    def sync(self) -> None:
+        """Force the log to the disk."""
+        with self._changed:
+            self._log.sync()
+
+    def cursor(self) -> tuple[int, int]:
+        """Groups trained so far, and the index of the next new one."""
+        with self._changed:
+            return self._admission.places_trained, self._admission.next_index
+
+    def counts(self) -> BufferCounts:
+        """Counters for the metrics."""
+        with self._changed:
+            return BufferCounts(
+                unscorable_groups=self._unscorable,
+                unscorable_share=1 - sum(self._recent) / len(self._recent) if self._recent else 0.0,
+                requeued=self._requeued,
+                waiting=len(self._groups),
+                in_flight=len(self._admission.places) - len(self._groups),
+                endings=dict(self._endings),
+            )
+
+    def _describe(self) -> str:
+        in_flight = len(self._admission.places) - len(self._groups)
+        return f"{len(self._groups)} groups are finished and {in_flight} in flight at version {self._admission.version}, a step needs {self._admission.groups_per_step}"
+
+
+def member_dispositions(group: Group) -> tuple[Disposition, ...]:
+    """What a step did with each member: unscorable ones never counted, equal rewards gave no signal, the rest was trained."""
+    values = np.array([np.nan if score is None else score for score in group.scores], dtype=np.float64)
+    known = values[~np.isnan(values)]
+    signal = len(known) > 1 and bool((known != known[0]).any())
+    return tuple(_disposition(rollout, signal=signal) for rollout in group.rollouts)
+
+
+def _disposition(rollout: Rollout, *, signal: bool) -> Disposition:
+    if not rollout.score.scorable:
+        return "unscorable"
+    return "trained" if signal else "no_signal"

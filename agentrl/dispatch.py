@@ -1,0 +1,74 @@
+"""Messages between the supervisor and its rollout processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from agentrl.records import SCHEMA_VERSION, Group, SamplingContract, Task, Version
+
+
+class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The first message to a rollout process."""
+
+    config: dict[str, Any]
+    """The run's configuration, as JSON values."""
+    environment: str
+    """The environment's spec."""
+    tokenizer: str
+    """Folder or Hub name of the policy's tokenizer."""
+    engine_socket: str
+    log_folder: str
+    schema_version: int = SCHEMA_VERSION
+
+
+class Play(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Play one group."""
+
+    index: int
+    task: Task
+    dispatched: Version
+    group_size: int
+    contract: SamplingContract
+    seed: int
+    """The run's seed; with the task, the member and the turn it names a random stream."""
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Stop playing a group; nothing comes back of it."""
+
+    index: int
+
+
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The process has imported the environment, loaded the tokenizer and reached the engine."""
+
+    context_length: int
+
+
+class Played(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A group is finished, whatever became of its episodes."""
+
+    group: Group
+
+
+class Beat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Sent once a second; a process that stops sending is stuck."""
+
+    loop_lag_s: float
+    """How much later than asked the event loop woke up."""
+    episodes: int
+    """In flight."""
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The process cannot go on; it exits after this."""
+
+    kind: str
+    """Name of the error class in `agentrl.errors`."""
+    message: str
+
+
+ToRollout = Setup | Play | Cancel
+FromRollout = Ready | Played | Beat | Failed

@@ -1,0 +1,180 @@
+"""Scoring a model on an environment: mean and pass@k with intervals, on the environment's own evaluation split."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from agentrl import wire
+from agentrl.buffer import Dispatch
+from agentrl.errors import AgentRLError, ConfigError, RunCannotLearn
+from agentrl.records import SamplingContract, Version
+from agentrl.session import Session
+from agentrl.tasks import make_task
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agentrl.config import RunConfig
+    from agentrl.progress import Progress
+    from agentrl.records import Group
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalResult:
+    """What an evaluation found; unscorable rollouts are outside every mean and counted."""
+
+    num_tasks: int
+    samples: int
+    """Rollouts a task."""
+    mean: float
+    """Mean over tasks of each task's mean reward."""
+    interval: tuple[float, float]
+    """95% interval of the mean over tasks (normal, from the standard error over tasks)."""
+    pass_at: dict[int, float]
+    """k -> share of tasks solved (reward >= 1) by at least one of k samples, unbiased (Chen et al. 2021, arXiv:2107.03374, eq. 1)."""
+    unscorable: int
+    mean_length: float
+    """Sampled tokens a rollout."""
+    task_means: dict[str, float]
+    """Task id -> mean reward, for paired comparisons."""
+
+
+class _Collector:
+    """Gives out the tasks once each and gathers what comes back."""
+
+    def __init__(self, dispatches: list[Dispatch], progress: Progress) -> None:
+        self._todo = dispatches[::-1]
+        self._by_index = {dispatch.index: dispatch for dispatch in dispatches}
+        self._progress = progress
+        self._changed = threading.Condition()
+        self._groups: dict[int, Group] = {}
+        self._failure: AgentRLError | None = None
+
+    def next_group(self) -> Dispatch | None:
+        with self._changed:
+            return self._todo.pop() if self._todo else None
+
+    def played(self, group: Group) -> None:
+        with self._changed:
+            self._groups[group.index] = group
+            self._progress.waiting(f"rollouts: {len(self._groups)} of {len(self._by_index)} tasks")
+            self._changed.notify_all()
+
+    def lost(self, index: int) -> None:
+        with self._changed:
+            self._todo.append(self._by_index[index])
+
+    def failed(self, error: AgentRLError) -> None:
+        with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
+
+    def wait(self, wait_s: float) -> list[Group]:
+        with self._changed:
+            while len(self._groups) < len(self._by_index):
+                if self._failure is not None:
+                    raise self._failure
+                if not self._changed.wait(wait_s):
+                    raise RunCannotLearn(f"no group came back within limits.wait_s={wait_s:.0f} s")
+            return [self._groups[index] for index in sorted(self._groups)]
+
+
+def evaluate(
+    config: RunConfig,
+    *,
+    model: str,
+    num_tasks: int | None = None,
+    samples: int = 1,
+    seed: int = 0,
+    temperature: float | None = None,
+    output: Path | None = None,
+    progress: Progress,
+) -> EvalResult:
+    """Play tasks of the `eval` split with one model, as it samples in training.
+
+    Args:
+        config: gives environment, sampling, engine and rollout settings.
+        model: folder or Hub name.
+        num_tasks: the first so many of the split's rows; all of them by default.
+        samples: rollouts a task.
+        seed: of the samples.
+        temperature: 0 is greedy; the run's own by default.
+        output: a folder for `rollouts.jsonl`.
+        progress: where to show how far it is.
+
+    Raises `ConfigError` where the environment has no evaluation tasks.
+    """
+    config = config.model_copy(update={"model": model, "max_staleness": 0})
+    with contextlib.ExitStack() as stack:
+        logs = (output or Path(stack.enter_context(_temporary_folder()))) / "logs"
+        session = stack.enter_context(Session(config, logs))
+        session.start_engine(model)
+        rows = session.rows("eval")
+        if len(rows) == 0:
+            raise ConfigError(f"environment {session.environment!r} has no evaluation tasks: tasks('eval') is empty")
+        count = min(len(rows), num_tasks or len(rows))
+        tasks = [make_task(session.environment, rows, index) for index in range(count)]
+        collector = _Collector([Dispatch(index=index, task=task, version=Version()) for index, task in enumerate(tasks)], progress)
+        session.on_failure = collector.failed
+        contract = SamplingContract(
+            temperature=config.sampling.temperature if temperature is None else temperature, dtype=session.dtype, engine=config.engine.kind
+        )
+        fleet = session.start_fleet(
+            contract=contract, next_group=collector.next_group, on_played=collector.played, on_lost=collector.lost, group_size=samples, seed=seed
+        )
+        fleet.pump()
+        groups = collector.wait(config.limits.wait_s)
+    if output is not None:
+        (output / "rollouts.jsonl").write_bytes(b"".join(wire.to_json_line(group) for group in groups))
+    return summarize(groups, samples)
+
+
+def summarize(groups: Sequence[Group], samples: int) -> EvalResult:
+    """The statistics of finished groups, one a task. Raises `RunCannotLearn` where no rollout was scorable."""
+    means: dict[str, float] = {}
+    solved: list[tuple[int, int]] = []
+    lengths: list[int] = []
+    unscorable = 0
+    for group in groups:
+        values = [score for score in group.scores if score is not None]
+        unscorable += len(group.scores) - len(values)
+        lengths += [rollout.num_sampled for rollout in group.rollouts]
+        if values:
+            means[group.task.id] = float(np.mean(values))
+            solved.append((sum(value >= 1 for value in values), len(values)))
+    if not means:
+        reasons = {rollout.score.reason for group in groups for rollout in group.rollouts}
+        raise RunCannotLearn(f"not one of {len(groups)} tasks could be scored: {'; '.join(sorted(reasons)[:3])}")
+    column = np.array(list(means.values()))
+    half = 1.96 * float(column.std(ddof=1)) / math.sqrt(len(column)) if len(column) > 1 else float("nan")
+    powers = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= samples]
+    return EvalResult(
+        num_tasks=len(groups),
+        samples=samples,
+        mean=float(column.mean()),
+        interval=(float(column.mean()) - half, float(column.mean()) + half),
+        pass_at={k: float(np.mean([pass_at_k(total, right, k) for right, total in solved if total >= k])) for k in powers},
+        unscorable=unscorable,
+        mean_length=float(np.mean(lengths)),
+        task_means=means,
+    )
+
+
+def pass_at_k(total: int, right: int, k: int) -> float:
+    """Unbiased estimate that one of k samples is right, from `right` of `total` (arXiv:2107.03374, eq. 1)."""
+    if total - right < k:
+        return 1.0
+    return 1.0 - math.comb(total - right, k) / math.comb(total, k)
+
+
+def _temporary_folder() -> contextlib.AbstractContextManager[str]:
+    import tempfile
+
+    return tempfile.TemporaryDirectory(prefix="agentrl-eval-")

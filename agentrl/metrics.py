@@ -1,0 +1,72 @@
+"""What a step's groups say in numbers: names that users of TRL know where the field has one."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agentrl.records import Group, Rollout
+
+
+def group_metrics(groups: Sequence[Group], *, step: int) -> dict[str, float]:
+    """Rewards, lengths, endings and staleness of the groups that a step trains.
+
+    Args:
+        groups: the step's groups.
+        step: optimizer steps done before this one.
+
+    Unscorable rollouts are outside every reward statistic; staleness counts optimizer steps from a rollout's oldest sampled token.
+    """
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    lengths = np.array([rollout.num_sampled for rollout in rollouts], dtype=np.float64)
+    staleness = np.array([step - rollout.oldest_step(step) for rollout in rollouts], dtype=np.float64)
+    endings = Counter(rollout.ending for rollout in rollouts)
+    metrics = {
+        **_reward_metrics(groups),
+        "staleness/mean": float(staleness.mean()),
+        "staleness/max": float(staleness.max()),
+        "completions/mean_length": float(lengths.mean()),
+        "completions/min_length": float(lengths.min()),
+        "completions/max_length": float(lengths.max()),
+        "completions/clipped_ratio": endings["truncated"] / len(rollouts),
+        "rollout/turns": float(np.mean([len(rollout.turns) for rollout in rollouts])),
+        "rollout/sampled_tokens": float(lengths.sum()),
+    }
+    for ending in ("timeout", "environment_error", "cancelled"):
+        metrics[f"rollout/{ending}"] = float(endings[ending])
+    metrics |= _counter_means(rollouts)
+    return metrics
+
+
+def _reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    values = [np.array([score for score in group.scores if score is not None], dtype=np.float64) for group in groups]
+    known = np.concatenate(values)
+    num_rollouts = sum(len(group.rollouts) for group in groups)
+    metrics = {
+        "reward/mean": float(known.mean()) if len(known) else float("nan"),
+        "reward/std": float(np.mean([one.std() for one in values if len(one)])) if len(known) else float("nan"),
+        "reward/frac_zero_std": float(np.mean([len(one) < 2 or bool((one == one[0]).all()) for one in values])),
+        "rollout/unscorable": float(num_rollouts - len(known)),
+    }
+    parts: defaultdict[str, list[float]] = defaultdict(list)
+    for group in groups:
+        for rollout in group.rollouts:
+            if rollout.score.scorable:
+                for name, part in rollout.score.parts.items():
+                    parts[name].append(part)
+    for name, column in parts.items():
+        metrics[f"rewards/{name}/mean"] = float(np.mean(column))
+        metrics[f"rewards/{name}/std"] = float(np.std(column))
+    return metrics
+
+
+def _counter_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    totals: Counter[str] = Counter()
+    for rollout in rollouts:
+        totals.update(rollout.counters)
+    return {name: total / len(rollouts) for name, total in sorted(totals.items())}

@@ -1,0 +1,274 @@
+"""A training run: what starts, what waits for what, and how it ends.
+
+    this process      supervisor and buffer (threads), learner (main thread)
+    engine process    samples tokens; its weights are replaced between two tokens
+    rollout processes play groups against the engine; environments and rewards run in killable processes of their own
+
+The learner waits in `buffer.take` for the oldest groups; a finished group wakes it. Rollout processes wait for a group to play; a done
+step (`buffer.trained`) admits new ones. A process that dies wakes the learner with an error; the run then writes a checkpoint and ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agentrl import objectives, runfile
+from agentrl.admission import Admission
+from agentrl.buffer import Buffer
+from agentrl.errors import AgentRLError, CheckpointError, ConfigError, PublishError, RunCannotLearn
+from agentrl.metrics import group_metrics
+from agentrl.records import SamplingContract, Version
+from agentrl.rollout_log import RolloutLog, cut_dispositions, read_groups
+from agentrl.run_folder import RunFolder, RunState
+from agentrl.session import Session, cpu_threads
+from agentrl.tasks import TaskSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from agentrl.config import RunConfig
+    from agentrl.learner import Learner
+    from agentrl.progress import Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """How a run ended."""
+
+    folder: Path
+    steps: int
+    interrupted: bool
+    last: dict[str, float]
+    """Metrics of the last step."""
+
+
+class Interrupt:
+    """Ctrl-C and SIGTERM: the first ends the run at the next safe point, with a checkpoint; the second at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._waiting = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        """The signal handler; runs in the main thread between two bytecodes."""
+        again, self.requested = self.requested, True
+        if self._waiting or again:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A block that a signal may break off: nothing in it changes the learner."""
+        if self.requested:
+            raise KeyboardInterrupt
+        self._waiting = True
+        try:
+            yield
+        finally:
+            self._waiting = False
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle SIGINT and SIGTERM inside the block; outside the main thread nothing can be handled."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@dataclass
+class Run:
+    """The parts of a run on rank 0, assembled by `train`."""
+
+    config: RunConfig
+    folder: RunFolder
+    lineage: int
+    learner: Learner
+    session: Session
+    buffer: Buffer
+    progress: Progress
+    interrupt: Interrupt
+    last: dict[str, float]
+
+    def learn(self) -> None:
+        """Take the oldest groups, step, publish, admit; until the steps or the data are done."""
+        while self.learner.step < self.config.steps:
+            started = time.perf_counter()
+            self.progress.waiting("rollouts")
+            with self.interrupt.waiting():
+                groups = self.buffer.take()
+            if not groups:
+                break
+            taken = time.perf_counter()
+            self.progress.waiting("learner")
+            metrics = group_metrics(groups, step=self.learner.step) | self.learner.update(groups)
+            updated = time.perf_counter()
+            self.progress.waiting("publishing")
+            self.publish()
+            self.buffer.trained(groups)
+            self.record(metrics, {"wait": taken - started, "update": updated - taken, "publish": time.perf_counter() - updated})
+            if self.learner.step % self.config.checkpoint.every == 0:
+                self.checkpoint()
+        if self.learner.step == 0:
+            raise RunCannotLearn("the run ended without one update: the data ended before a group could be trained")
+
+    def publish(self) -> None:
+        """Send the learner's weights to the engine; the version counts once they are read back."""
+        fingerprint = self.learner.fingerprint()
+        checksum = self.session.publisher.publish(self.learner.named_weights(), Version(lineage=self.lineage, step=self.learner.step))
+        before = self.session.published
+        if before is not None and before[0] != fingerprint and before[1] == checksum and self.session.dtype == "float32":
+            raise PublishError(
+                f"step {self.learner.step} changed the learner's trainable parameters but the engine's weights are those of the step before: "
+                "what is published is not what is trained"
+            )
+        self.session.published = (fingerprint, checksum)
+
+    def record(self, metrics: dict[str, float], seconds: dict[str, float]) -> None:
+        """Write and show one step."""
+        counts = self.buffer.counts()
+        total = sum(seconds.values())
+        metrics |= {f"time/{name}_s": value for name, value in seconds.items()}
+        metrics |= {
+            "time/step_s": total,
+            "tokens_per_s": metrics["rollout/sampled_tokens"] / total,
+            "rollout/unscorable_share": counts.unscorable_share,
+            "rollout/unscorable_groups": float(counts.unscorable_groups),
+            "rollout/requeued": float(counts.requeued),
+            "buffer/waiting": float(counts.waiting),
+            "buffer/in_flight": float(counts.in_flight),
+            "rollout/loop_lag_s": self.session.loop_lag_s,
+        }
+        self.last = {"step": self.learner.step, "lineage": self.lineage, **metrics}
+        self.folder.log_metrics(self.last)
+        self.progress.step(self.last)
+
+    def checkpoint(self) -> None:
+        """Write the learner and the run's cursor; every step so far is then beyond any crash."""
+        self.progress.waiting("checkpoint")
+        trained, next_index = self.buffer.cursor()
+        self.buffer.sync()
+        state = RunState(step=self.learner.step, lineage=self.lineage, places_trained=trained, next_index=next_index)
+        with self.folder.writing_checkpoint(state) as draft:
+            self.learner.save(draft)
+        self.folder.prune_checkpoints(self.config.checkpoint.keep)
+
+
+def train(config: RunConfig, *, resume: Path | None = None, progress: Progress) -> RunResult:
+    """Train as `config` says; with `resume`, go on with the run in that folder.
+
+    Raises `ConfigError` for what the user has to change, other `AgentRLError`s for a run that failed (a checkpoint is written where
+    the learner is sound).
+    """
+    objective = objectives.get(config.objective["name"])
+    objective_config = objectives.validate(config.objective)
+    if config.group_size < objective.min_group_size:
+        raise ConfigError(f"objective {objective.name!r} compares rollouts of one task: set group_size >= {objective.min_group_size}, got {config.group_size}")
+    folder = RunFolder(resume or Path(config.output or default_output(config)))
+    if resume is None:
+        folder.create(runfile.dump(config))
+    else:
+        folder.reopen()
+    interrupt = Interrupt()
+    with contextlib.ExitStack() as stack:
+        stack.callback(folder.close)
+        stack.enter_context(interrupt.installed())
+        try:
+            return _train(config, folder, objective, objective_config, progress, interrupt, stack, resuming=resume is not None)
+        except KeyboardInterrupt:  # before there was anything to save
+            return RunResult(folder=folder.path, steps=0, interrupted=True, last={})
+
+
+def _train(
+    config: RunConfig,
+    folder: RunFolder,
+    objective: objectives.Objective,
+    objective_config: objectives.ObjectiveConfig,
+    progress: Progress,
+    interrupt: Interrupt,
+    stack: contextlib.ExitStack,
+    *,
+    resuming: bool,
+) -> RunResult:
+    progress.waiting("start")
+    session = stack.enter_context(Session(config, folder.logs))
+    session.start_engine(config.model)  # loads while the learner does
+    tasks = TaskSource(session.environment, session.rows("train"), config.seed)
+    from agentrl.learner import Learner  # torch takes seconds to import: a wrong run file has been refused by now
+
+    cpu_threads(config, "learner")
+    learner = Learner(config, objective, objective_config, session.model_dir)
+    restored = folder.latest_checkpoint() if resuming else None
+    if restored is not None:
+        learner.load(restored)
+    lineage, buffer = _open_buffer(config, folder, tasks, restored, objective.min_group_size, resuming=resuming)
+    stack.callback(buffer.close)
+    run = Run(config, folder, lineage, learner, session, buffer, progress, interrupt, last={})
+    session.on_failure = buffer.fail
+    if resuming:
+        run.publish()
+    contract = SamplingContract(temperature=config.sampling.temperature, dtype=session.dtype, engine=config.engine.kind)
+    fleet = session.start_fleet(contract=contract, next_group=buffer.dispatch, on_played=buffer.finished, on_lost=buffer.lost)
+    buffer.on_open, buffer.on_cancel = fleet.pump, fleet.cancel
+    interrupted = _learn_and_save(run)
+    return RunResult(folder=folder.path, steps=learner.step, interrupted=interrupted, last=run.last)
+
+
+def _learn_and_save(run: Run) -> bool:
+    """Learn to the end, or to whatever ends the run; the learner's state is on disk after it. Returns whether it was interrupted."""
+    try:
+        run.learn()
+    except KeyboardInterrupt:
+        run.progress.message(f"interrupted after step {run.learner.step}; go on with: agentrl train --resume {run.folder.path}")
+        run.checkpoint()
+        return True
+    except CheckpointError:
+        raise
+    except AgentRLError:
+        if run.learner.step > 0 and run.learner.sound:
+            run.checkpoint()
+        raise
+    run.session.stop_fleet()
+    run.checkpoint()
+    run.buffer.drop_rest()
+    run.learner.export(run.folder.model, run.session.model_dir)
+    return False
+
+
+def _open_buffer(
+    config: RunConfig, folder: RunFolder, tasks: TaskSource, restored: Path | None, min_scorable: int, *, resuming: bool
+) -> tuple[int, Buffer]:
+    """The buffer, with what earlier lineages finished put back; returns the new lineage with it."""
+    admission = Admission(
+        groups_per_step=config.groups_per_step,
+        max_staleness=config.max_staleness,
+        order=config.batch_order,
+        on_bound=config.on_bound,
+        num_groups=config.epochs * len(tasks) if config.epochs else None,
+    )
+    lineage = len(list(folder.rollouts.glob("groups-*.jsonl")))
+    log = RolloutLog(folder.rollouts, lineage)
+    buffer = Buffer(admission, tasks, log, config.limits, lineage=lineage, min_scorable=min_scorable)
+    if resuming:
+        state = folder.read_state(restored) if restored else RunState(step=0, lineage=0, places_trained=0, next_index=0)
+        folder.cut_metrics(state.step)
+        disposed = cut_dispositions(folder.rollouts, state.step)
+        buffer.restore(state, disposed, read_groups(folder.rollouts, skip=disposed.keys()))
+    return lineage, buffer
+
+
+def default_output(config: RunConfig) -> str:
+    """`runs/<env>-<model>-<date>-<time>`."""
+    environment = (config.env or Path(config.dataset or "run").stem).partition("?")[0].replace("/", "_").replace(":", "-")
+    model = Path(config.model).name
+    return f"runs/{environment}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"

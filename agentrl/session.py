@@ -1,0 +1,195 @@
+"""What a training run and an evaluation share: an engine, rollout processes, the environment's tasks, and their certain end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+
+from agentrl.dispatch import Setup
+from agentrl.errors import AgentRLError, ConfigError, SamplerUnavailable
+from agentrl.fleet import Fleet
+from agentrl.records import Version
+from agentrl.rollout.rows import RemoteRows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agentrl.buffer import Dispatch
+    from agentrl.config import RunConfig
+    from agentrl.engines.embedded import EmbeddedPublisher, EngineProcess
+    from agentrl.environment import Split
+    from agentrl.processes import Child
+    from agentrl.records import Group, SamplingContract
+
+
+class Session:
+    """Starts processes on demand and ends them all on exit; a context manager.
+
+    Raises `ConfigError` for a model without tokenizer or an environment that does not load.
+    """
+
+    def __init__(self, config: RunConfig, logs: Path) -> None:
+        self.config = config
+        self.environment = environment_spec(config)
+        self.model_dir = resolve_model(config.model)
+        self.published: tuple[str, str] | None = None
+        """Fingerprint of the learner's parameters and checksum of the engine's, at the last publish."""
+        self.on_failure: Callable[[AgentRLError], None] = lambda error: None
+        self._logs = logs
+        self._temporary = Path(tempfile.mkdtemp(prefix="agentrl-"))
+        self._engine: EngineProcess | None = None
+        self._publisher: EmbeddedPublisher | None = None
+        self._fleet: Fleet | None = None
+        self._rows: list[RemoteRows] = []
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop_fleet()
+        if self._publisher is not None:
+            self._publisher.close()
+        if self._engine is not None:
+            self._engine.child.stop()
+        for rows in self._rows:
+            rows.close()
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def start_engine(self, model: str, version: Version | None = None) -> None:
+        """Start the engine on a model; it loads while the caller goes on."""
+        from agentrl.engines.embedded import start_engine
+
+        self._engine = start_engine(
+            resolve_model(model),
+            self.config.engine,
+            version=version or Version(),
+            threads=cpu_share(self.config, "engine"),
+            socket_path=self._temporary / "engine.sock",
+            log=self._logs / "engine.log",
+        )
+        self._engine.child.watch(self._engine_ended)
+
+    def _engine_ended(self, child: Child) -> None:
+        self.on_failure(SamplerUnavailable(child.describe_end()))
+
+    @property
+    def publisher(self) -> EmbeddedPublisher:
+        """The engine as the learner sees it; waits until it has loaded."""
+        if self._publisher is None:
+            from agentrl.engines.embedded import EmbeddedPublisher
+
+            assert self._engine is not None
+            self._publisher = EmbeddedPublisher.connect(self._engine, timeout_s=self.config.engine.timeout_s)
+        return self._publisher
+
+    @property
+    def dtype(self) -> str:
+        """Type of the engine's weights."""
+        return self.publisher.dtype
+
+    @property
+    def loop_lag_s(self) -> float:
+        """Latest lag of a rollout process's event loop."""
+        return self._fleet.loop_lag_s if self._fleet else 0.0
+
+    def rows(self, split: Split) -> RemoteRows:
+        """A split of the environment; the environment's code runs in a process of its own, under a deadline."""
+        rows = RemoteRows(self.environment, split, imports=self.config.imports, log=self._logs / f"tasks-{split}.log")
+        self._rows.append(rows)
+        return rows
+
+    def start_fleet(
+        self,
+        *,
+        contract: SamplingContract,
+        next_group: Callable[[], Dispatch | None],
+        on_played: Callable[[Group], None],
+        on_lost: Callable[[int], None],
+        group_size: int | None = None,
+        seed: int | None = None,
+    ) -> Fleet:
+        """Start the rollout processes; groups flow as soon as they are ready."""
+        assert self._engine is not None
+        setup = Setup(
+            config=self.config.model_dump(mode="json"),
+            environment=self.environment,
+            tokenizer=self.model_dir,
+            engine_socket=str(self._engine.socket_path),
+            log_folder=str(self._logs),
+        )
+        self._fleet = Fleet(
+            setup,
+            size=self.config.rollout.processes,
+            logs=self._logs,
+            contract=contract,
+            seed=self.config.seed if seed is None else seed,
+            group_size=group_size or self.config.group_size,
+            next_group=next_group,
+            on_played=on_played,
+            on_lost=on_lost,
+            on_failure=self._fleet_failed,
+        )
+        self._fleet.start()
+        return self._fleet
+
+    def _fleet_failed(self, error: AgentRLError) -> None:
+        engine = self._engine
+        if isinstance(error, SamplerUnavailable) and engine is not None and engine.child.process.poll() is not None:
+            error = SamplerUnavailable(engine.child.describe_end())
+        self.on_failure(error)
+
+    def stop_fleet(self) -> None:
+        """End the rollout processes and whatever they started."""
+        if self._fleet is not None:
+            self._fleet.stop()
+            self._fleet = None
+
+
+def environment_spec(config: RunConfig) -> str:
+    """The spec that every process imports: `env`, or the built-in environment over `dataset` and `rewards`."""
+    if config.env is not None:
+        return config.env
+    assert config.dataset is not None, "the run file's check lets no run through without tasks"
+    return "dataset?" + urlencode({"path": config.dataset, "rewards": ",".join(config.rewards)})
+
+
+def resolve_model(model: str) -> str:
+    """The folder or Hub name to load; `quickstart` is the model that ships with agentrl. Raises `ConfigError` for a folder without a model."""
+    if model == "quickstart":
+        from agentrl.quickstart import model_path
+
+        return model_path()
+    path = Path(model)
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise ConfigError(f"model {model!r} is a folder without config.json; give a folder that transformers' save_pretrained wrote, or a Hub name")
+        if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")):
+            raise ConfigError(f"model {model!r} has no tokenizer files; save one beside it with tokenizer.save_pretrained({model!r})")
+    elif model.startswith((".", "/")) or model.count("/") > 1:
+        raise ConfigError(f"model {model!r}: there is no such folder")
+    return model
+
+
+def cpu_share(config: RunConfig, side: str) -> int:
+    """CPU threads of `engine` or `learner`: half the cores each, or all for both where they take turns (max_staleness 0)."""
+    chosen = config.engine.threads if side == "engine" else config.learner.threads
+    if chosen:
+        return chosen
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if config.max_staleness == 0:
+        return cores
+    engine = config.engine.threads or max(1, cores // 2)
+    return engine if side == "engine" else max(1, cores - engine)
+
+
+def cpu_threads(config: RunConfig, side: str) -> None:
+    """Give torch in this process its share of the cores."""
+    import torch
+
+    torch.set_num_threads(cpu_share(config, side))
+
+

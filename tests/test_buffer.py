@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import threading
+
+import pytest
+from fakes import make_group
+
+from agentrl.admission import Admission
+from agentrl.buffer import Buffer, member_dispositions
+from agentrl.config import LimitsConfig
+from agentrl.errors import RunCannotLearn, SamplerUnavailable
+from agentrl.rollout_log import RolloutLog, cut_dispositions, read_dispositions, read_groups
+from agentrl.run_folder import RunState
+from agentrl.tasks import TaskSource
+
+ROWS = [{"prompt": str(number)} for number in range(50)]
+
+
+def make_buffer(folder, *, groups_per_step=2, eta=0, lineage=0, limits=None, **admission):
+    return Buffer(
+        Admission(groups_per_step=groups_per_step, max_staleness=eta, **admission),
+        TaskSource("fake", ROWS, seed=0),
+        RolloutLog(folder, lineage),
+        limits or LimitsConfig(wait_s=5),
+        lineage=lineage,
+        min_scorable=2,
+    )
+
+
+def play(buffer, rewards=(1.0, 0.0)):
+    """Play every group that may be dispatched."""
+    played = []
+    while (dispatch := buffer.dispatch()) is not None:
+        buffer.finished(make_group(dispatch.index, list(rewards), step=dispatch.version.step, task=dispatch.task))
+        played.append(dispatch.index)
+    return played
+
+
+def test_a_step_wakes_the_generators_and_a_group_wakes_the_learner(tmp_path):
+    buffer = make_buffer(tmp_path)
+    opened = []
+    buffer.on_open = lambda: opened.append(True)
+    taken = []
+    learner = threading.Thread(target=lambda: taken.append(buffer.take()))
+    learner.start()
+    assert play(buffer) == [0, 1]
+    learner.join(5)
+    assert [group.index for group in taken[0]] == [0, 1]
+    assert buffer.dispatch() is None
+    opened.clear()
+    buffer.trained(taken[0])
+    assert opened
+    assert play(buffer) == [2, 3]
+
+
+def test_an_unscorable_group_is_counted_and_replaced(tmp_path):
+    buffer = make_buffer(tmp_path)
+    first = buffer.dispatch()
+    buffer.finished(make_group(first.index, [None, 1.0], task=first.task))
+    assert play(buffer) == [1, 2]
+    assert [group.index for group in buffer.take()] == [1, 2]
+    assert buffer.counts().unscorable_groups == 1
+    assert read_dispositions(tmp_path)[0].members == ("unscorable", "unscorable")
+
+
+def test_a_run_in_which_nothing_can_be_scored_stops_with_the_reason(tmp_path):
+    buffer = make_buffer(tmp_path, groups_per_step=1)
+    for _ in range(20):
+        dispatch = buffer.dispatch()
+        if dispatch is None:
+            break
+        buffer.finished(make_group(dispatch.index, [None, None], task=dispatch.task))
+    with pytest.raises(RunCannotLearn, match=r"100% of the last 8 groups.*fake failure"):
+        buffer.take()
+
+
+def test_a_dead_process_wakes_the_learner_at_once(tmp_path):
+    buffer = make_buffer(tmp_path)
+    caught = []
+
+    def wait():
+        try:
+            buffer.take()
+        except SamplerUnavailable as error:
+            caught.append(error)
+
+    learner = threading.Thread(target=wait)
+    learner.start()
+    buffer.fail(SamplerUnavailable("the engine died"))
+    learner.join(5)
+    assert str(caught[0]) == "the engine died"
+    assert buffer.dispatch() is None
+
+
+def test_waiting_has_a_deadline_that_says_what_was_there(tmp_path):
+    buffer = make_buffer(tmp_path, limits=LimitsConfig(wait_s=0.05))
+    buffer.dispatch()
+    with pytest.raises(RunCannotLearn, match="0 groups are finished and 1 in flight"):
+        buffer.take()
+
+
+def test_requeue_cancels_what_keeps_a_full_step_waiting(tmp_path):
+    buffer = make_buffer(tmp_path, groups_per_step=1, eta=1, on_bound="requeue")
+    cancelled, done = [], threading.Event()
+    buffer.on_cancel = lambda index: (cancelled.append(index), done.set())
+    slow, quick = buffer.dispatch(), buffer.dispatch()
+    buffer.finished(make_group(quick.index, [1.0, 0.0], task=quick.task))
+    buffer.trained(buffer.take())
+    third = buffer.dispatch()
+    buffer.finished(make_group(third.index, [1.0, 0.0], task=third.task, step=1))
+    assert [group.index for group in buffer.take()] == [third.index]
+    assert done.wait(5)
+    assert cancelled == [slow.index]
+    assert buffer.counts().requeued == 1
+
+
+def test_members_have_one_disposition_each():
+    assert member_dispositions(make_group(0, [1.0, 0.0, None])) == ("trained", "trained", "unscorable")
+    assert member_dispositions(make_group(0, [0.5, 0.5, None])) == ("no_signal", "no_signal", "unscorable")
+    assert member_dispositions(make_group(0, [1.0, None, None])) == ("no_signal", "unscorable", "unscorable")
+
+
+def test_a_resume_replays_what_was_finished_and_trains_a_prefix(tmp_path):
+    """Steps 1 to 3 were trained, the checkpoint is of step 1, and group 9 was in flight when the run died."""
+    buffer = make_buffer(tmp_path, eta=1)
+    for _ in range(3):
+        play(buffer)
+        buffer.trained(buffer.take())
+    dispatches = [buffer.dispatch() for _ in range(4)]
+    assert [dispatch and dispatch.index for dispatch in dispatches] == [8, 9, None, None]
+    buffer.finished(make_group(8, [1.0, 0.0], step=3))
+
+    disposed = cut_dispositions(tmp_path, 1)
+    assert sorted(disposed) == [0, 1]
+    resumed = make_buffer(tmp_path, eta=1, lineage=1)
+    resumed.restore(RunState(step=1, lineage=0, places_trained=2, next_index=6), disposed, read_groups(tmp_path, skip=disposed.keys()))
+    assert resumed.dispatch() is None, "finished groups fill the places up to 8"
+    trained = [0, 1]
+    for _ in range(4):
+        groups = resumed.take()
+        trained += [group.index for group in groups]
+        resumed.trained(groups)
+        played = play(resumed)
+        assert set(played) <= {9, 10, 11, 12, 13}
+    assert trained == list(range(10))
+    resumed.drop_rest()
+    records = read_dispositions(tmp_path)
+    assert sorted(record.index for record in records) == list(range(14)), "exactly one disposition a dispatched group"

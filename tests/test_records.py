@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from fakes import make_span, make_turn
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agentrl.records import Rollout, Score, Source, Task, TokenSpan, Version, VersionRun, rows_of
+
+
+def test_unequal_columns_are_refused():
+    with pytest.raises(ValueError, match="ids has 3, logprobs has 2"):
+        TokenSpan(ids=[1, 2, 3], source=[0, 0, 0], logprobs=[np.nan, np.nan])
+
+
+def test_a_sampled_token_without_a_logprob_is_refused():
+    with pytest.raises(ValueError, match="no log-prob"):
+        TokenSpan(ids=[1], source=[Source.SAMPLED], logprobs=[np.nan], versions=(VersionRun(version=Version(), start=0, end=1),))
+
+
+def test_versions_must_cover_exactly_the_sampled_tokens():
+    with pytest.raises(ValueError, match="versions must cover"):
+        TokenSpan(ids=[1, 2], source=[0, 1], logprobs=[np.nan, -1.0], versions=())
+    with pytest.raises(ValueError, match="versions must cover"):
+        TokenSpan(ids=[1, 2], source=[0, 1], logprobs=[np.nan, -1.0], versions=(VersionRun(version=Version(), start=0, end=2),))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_score_is_finite(value):
+    with pytest.raises(ValueError, match="finite"):
+        Score(value=value)
+
+
+def test_an_unscorable_score_says_why():
+    with pytest.raises(ValueError, match="reason"):
+        Score(value=None)
+    assert not Score.unscorable("grader died").scorable
+
+
+def test_a_task_keeps_its_id_and_tells_environments_apart():
+    row = {"prompt": "2+2=", "answer": "4"}
+    assert Task.from_row("a", row).id == Task.from_row("a", dict(reversed(row.items()))).id
+    assert Task.from_row("a", row).id != Task.from_row("b", row).id
+    with pytest.raises(TypeError):
+        Task.from_row("a", {"prompt": object()})
+
+
+@st.composite
+def trees(draw):
+    """Rollouts of up to 8 turns, each continuing or forking off an earlier one."""
+    count = draw(st.integers(1, 8))
+    turns = []
+    for index in range(count):
+        parent = -1 if index == 0 else draw(st.integers(-1, index - 1))
+        source = Source.PROMPT if parent < 0 else Source.ENVIRONMENT
+        turns.append(make_turn(make_span(draw(st.integers(0, 3)), draw(st.integers(0, 4)), seed=index, step=index, source=source), parent))
+    return Rollout(task=Task.from_row("t", {}), member=0, turns=tuple(turns), messages=(), ending="complete", score=Score(value=0.0))
+
+
+@given(trees())
+def test_every_sampled_token_is_trained_exactly_once(rollout):
+    rows = rows_of(rollout)
+    trained = sorted((int(turn), int(token)) for row in rows for turn, token in zip(row.turn[row.trained], row.ids[row.trained], strict=True))
+    sampled = sorted((index, int(token)) for index, turn in enumerate(rollout.turns) for token in turn.span.ids[turn.span.sampled])
+    assert trained == sampled
+    for row in rows:
+        assert len({len(row.ids), len(row.trained), len(row.sampler_logprobs), len(row.version_steps), len(row.turn)}) == 1
+        assert not np.isnan(row.sampler_logprobs[row.trained]).any()
+        assert (row.version_steps[row.trained] == row.turn[row.trained]).all(), "the version stays with its token"
+
+
+def test_a_row_is_the_path_from_root_to_leaf():
+    turns = (make_turn(make_span(2, 1, seed=1)), make_turn(make_span(1, 1, seed=2), 0), make_turn(make_span(1, 1, seed=3), 0))
+    rollout = Rollout(task=Task.from_row("t", {}), member=0, turns=turns, messages=(), ending="complete", score=Score(value=0.0))
+    first, second = rows_of(rollout)
+    assert first.ids.tolist() == [*turns[0].span.ids, *turns[1].span.ids]
+    assert second.ids.tolist() == [*turns[0].span.ids, *turns[2].span.ids]
+    assert first.trained.tolist() == [False, False, True, False, True]
+    assert second.trained.tolist() == [False, False, False, False, True], "the shared turn was trained in the first row"
