@@ -11,6 +11,7 @@ step (`buffer.trained`) admits new ones. A process that dies wakes the learner w
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -21,16 +22,19 @@ from typing import TYPE_CHECKING
 from agentrl import objectives, runfile
 from agentrl.admission import Admission
 from agentrl.buffer import Buffer
-from agentrl.errors import AgentRLError, CheckpointError, ConfigError, PublishError, RunCannotLearn
+from agentrl.errors import AgentRLError, CheckpointError, ConfigError, LearnerDiverged, PublishError, RunCannotLearn
 from agentrl.metrics import group_metrics
 from agentrl.records import SamplingContract, Version
 from agentrl.rollout_log import RolloutLog, cut_dispositions, read_groups
 from agentrl.run_folder import RunFolder, RunState
-from agentrl.session import Session, cpu_threads
+from agentrl.session import Session, cpu_threads, resolve_model
 from agentrl.tasks import TaskSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import torch
+    from transformers import PreTrainedTokenizerBase
 
     from agentrl.config import RunConfig
     from agentrl.learner import Learner
@@ -94,6 +98,7 @@ class Run:
     folder: RunFolder
     lineage: int
     learner: Learner
+    tokenizer: PreTrainedTokenizerBase
     session: Session
     buffer: Buffer
     progress: Progress
@@ -102,11 +107,14 @@ class Run:
 
     def learn(self) -> None:
         """Take the oldest groups, step, publish, admit; until the steps or the data are done."""
+        from agentrl.learner import ranks
+
         while self.learner.step < self.config.steps:
             started = time.perf_counter()
             self.progress.waiting("rollouts")
             with self.interrupt.waiting():
                 groups = self.buffer.take()
+            groups = list(ranks.broadcast_groups(self.learner.accelerator, groups))
             if not groups:
                 break
             taken = time.perf_counter()
@@ -175,6 +183,9 @@ def train(config: RunConfig, *, resume: Path | None = None, progress: Progress) 
     if config.group_size < objective.min_group_size:
         raise ConfigError(f"objective {objective.name!r} compares rollouts of one task: set group_size >= {objective.min_group_size}, got {config.group_size}")
     folder = RunFolder(resume or Path(config.output or default_output(config)))
+    if int(os.environ.get("RANK", "0")) > 0:
+        _follow(config, objective, objective_config, folder.latest_checkpoint() if resume else None)
+        return RunResult(folder=folder.path, steps=config.steps, interrupted=False, last={})
     if resume is None:
         folder.create(runfile.dump(config))
     else:
@@ -204,18 +215,21 @@ def _train(
     session = stack.enter_context(Session(config, folder.logs))
     session.start_engine(config.model)  # loads while the learner does
     tasks = TaskSource(session.environment, session.rows("train"), config.seed)
-    from agentrl.learner import Learner  # torch takes seconds to import: a wrong run file has been refused by now
+    from transformers import AutoTokenizer  # torch takes seconds to import: a wrong run file has been refused by now
+
+    from agentrl.learner import Learner
 
     cpu_threads(config, "learner")
     learner = Learner(config, objective, objective_config, session.model_dir)
+    tokenizer = AutoTokenizer.from_pretrained(session.model_dir)
     restored = folder.latest_checkpoint() if resuming else None
     if restored is not None:
         learner.load(restored)
     lineage, buffer = _open_buffer(config, folder, tasks, restored, objective.min_group_size, resuming=resuming)
     stack.callback(buffer.close)
-    run = Run(config, folder, lineage, learner, session, buffer, progress, interrupt, last={})
+    run = Run(config, folder, lineage, learner, tokenizer, session, buffer, progress, interrupt, last={})
     session.on_failure = buffer.fail
-    if resuming:
+    if restored is not None:
         run.publish()
     contract = SamplingContract(temperature=config.sampling.temperature, dtype=session.dtype, engine=config.engine.kind)
     fleet = session.start_fleet(contract=contract, next_group=buffer.dispatch, on_played=buffer.finished, on_lost=buffer.lost)
@@ -226,23 +240,54 @@ def _train(
 
 def _learn_and_save(run: Run) -> bool:
     """Learn to the end, or to whatever ends the run; the learner's state is on disk after it. Returns whether it was interrupted."""
+    from agentrl.learner import ranks
+
+    interrupted = False
     try:
         run.learn()
     except KeyboardInterrupt:
-        run.progress.message(f"interrupted after step {run.learner.step}; go on with: agentrl train --resume {run.folder.path}")
-        run.checkpoint()
-        return True
-    except CheckpointError:
-        raise
+        interrupted = True
+    except (CheckpointError, LearnerDiverged):
+        raise  # the disk does not take another one, or what is in memory is not worth one
     except AgentRLError:
-        if run.learner.step > 0 and run.learner.sound:
+        if run.learner.step > 0 and run.learner.accelerator.num_processes == 1:
             run.checkpoint()
         raise
+    if run.learner.step < run.config.steps:
+        ranks.broadcast_groups(run.learner.accelerator, [])  # the other ranks wait for groups: no more will come
     run.session.stop_fleet()
     run.checkpoint()
-    run.buffer.drop_rest()
-    run.learner.export(run.folder.model, run.session.model_dir)
-    return False
+    run.learner.export(run.folder.model, run.tokenizer)
+    if interrupted:
+        run.progress.message(f"interrupted after step {run.learner.step}; go on with: agentrl train --resume {run.folder.path}")
+    else:
+        run.buffer.drop_rest()
+    return interrupted
+
+
+def _follow(config: RunConfig, objective: objectives.Objective, options: objectives.ObjectiveConfig, checkpoint: Path | None) -> None:
+    """What the other ranks do: the same steps on the same groups, and their part of each collective, in rank 0's order."""
+    from agentrl.learner import Learner, ranks
+
+    for number in (signal.SIGINT, signal.SIGTERM):  # rank 0 decides when the run ends
+        signal.signal(number, signal.SIG_IGN)
+    learner = Learner(config, objective, options, resolve_model(config.model))
+    if checkpoint is not None:
+        learner.load(checkpoint)
+        _exhaust(learner.named_weights())
+    nowhere = Path()
+    while learner.step < config.steps and (groups := ranks.broadcast_groups(learner.accelerator, None)):
+        learner.update(groups)
+        _exhaust(learner.named_weights())
+        if learner.step % config.checkpoint.every == 0:
+            learner.save(nowhere)
+    learner.save(nowhere)
+    learner.export(nowhere, None)
+
+
+def _exhaust(weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+    for _ in weights:
+        pass
 
 
 def _open_buffer(

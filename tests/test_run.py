@@ -1,0 +1,215 @@
+"""The loop itself, with a scripted sampler in place of engine and rollout processes; everything else is real."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import threading
+
+import numpy as np
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from agentrl import objectives
+from agentrl.admission import Admission
+from agentrl.buffer import Buffer
+from agentrl.config import RunConfig
+from agentrl.errors import PublishError
+from agentrl.learner import Learner
+from agentrl.records import Group, Rollout, SamplingContract, Score, Source, TokenSpan, Turn, Version, VersionRun
+from agentrl.rollout_log import RolloutLog, read_dispositions
+from agentrl.run import Interrupt, Run
+from agentrl.run_folder import RunFolder, read_metrics
+from agentrl.tasks import TaskSource
+
+VOCABULARY = 64
+ROWS = [{"prompt": str(number), "length": 3 + number % 5} for number in range(40)]
+
+
+class Silent:
+    """A progress that shows nothing."""
+
+    def waiting(self, on):
+        pass
+
+    def step(self, metrics):
+        pass
+
+    def message(self, text):
+        pass
+
+
+class ScriptedSession:
+    """Stands where engine and rollout processes are; its publisher keeps what it was sent."""
+
+    dtype = "float32"
+    loop_lag_s = 0.0
+    published = None
+
+    def __init__(self):
+        self.publisher = self
+        self.versions = []
+        self.frozen_checksum = None
+
+    def publish(self, weights, version):
+        digest = hashlib.blake2b()
+        for name, tensor in weights:
+            digest.update(name.encode() + tensor.numpy().tobytes())
+        self.versions.append(version)
+        return self.frozen_checksum or digest.hexdigest()
+
+
+def scripted_rollout(task, member, version, seed=0):
+    """Tokens, log-probs and reward that are a pure function of seed, task, member and version."""
+    text = f"{seed}/{task.id}/{member}/{version.step}"
+    draw = np.random.default_rng(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little"))
+    length = int(task.row["length"])
+    ids = draw.integers(0, VOCABULARY, 4 + length)
+    logprobs = np.concatenate([np.full(4, np.nan), -np.log(VOCABULARY) + 0.01 * draw.standard_normal(length)])
+    span = TokenSpan(
+        ids=ids,
+        source=[Source.PROMPT] * 4 + [Source.SAMPLED] * length,
+        logprobs=logprobs,
+        versions=(VersionRun(version=version, start=4, end=4 + length),),
+    )
+    turn = Turn(parent=-1, span=span, contract=SamplingContract(), finish_reason="stop")
+    return Rollout(task=task, member=member, turns=(turn,), messages=(), ending="complete", score=Score(value=float(draw.integers(0, 2))))
+
+
+def scripted_group(dispatch, size):
+    rollouts = tuple(scripted_rollout(dispatch.task, member, dispatch.version) for member in range(size))
+    return Group(index=dispatch.index, task=dispatch.task, rollouts=rollouts, dispatched=dispatch.version)
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+def make_config(model_folder, **changes):
+    values = {"model": model_folder, "env": "fake", "group_size": 4, "groups_per_step": 3, "steps": 4, "max_staleness": 0, "learner": {"lr": 1e-3, "device": "cpu"}}
+    return RunConfig.model_validate(values | changes)
+
+
+def make_learner(config):
+    objective = objectives.get("grpo")
+    return Learner(config, objective, objectives.validate(config.objective), config.model)
+
+
+def make_run(config, folder, session=None):
+    learner = make_learner(config)
+    admission = Admission(
+        groups_per_step=config.groups_per_step, max_staleness=config.max_staleness, num_groups=config.epochs * len(ROWS) if config.epochs else None
+    )
+    buffer = Buffer(admission, TaskSource("fake", ROWS, config.seed), RolloutLog(folder.rollouts, 0), config.limits, lineage=0, min_scorable=2)
+    return Run(config, folder, 0, learner, None, session or ScriptedSession(), buffer, Silent(), Interrupt(), last={})
+
+
+def start_generators(buffer, size, count=3):
+    """Threads that play what may be dispatched and bring it back in a random order, as rollout processes do."""
+    queue, wake, order = [], threading.Condition(), random.Random(7)
+
+    def pump():
+        with wake:
+            while (dispatch := buffer.dispatch()) is not None:
+                queue.append(dispatch)
+            wake.notify_all()
+
+    def play():
+        while True:
+            with wake:
+                while not queue:
+                    wake.wait()
+                dispatch = queue.pop(order.randrange(len(queue)))
+            buffer.finished(scripted_group(dispatch, size))
+
+    buffer.on_open = pump
+    for _ in range(count):
+        threading.Thread(target=play, daemon=True).start()
+    pump()
+
+
+def test_eta_zero_is_bit_for_bit_the_synchronous_loop(model_folder, tmp_path):
+    torch.set_num_threads(1)
+    config = make_config(model_folder)
+    folder = RunFolder(tmp_path / "run")
+    folder.create("{}")
+    run = make_run(config, folder)
+    start_generators(run.buffer, config.group_size)
+    run.learn()
+
+    plain = make_learner(config)
+    tasks = TaskSource("fake", ROWS, config.seed)
+    losses = []
+    for step in range(config.steps):
+        indices = range(step * config.groups_per_step, (step + 1) * config.groups_per_step)
+        version = Version(step=step)
+        groups = []
+        for index in indices:
+            task = tasks.task(index)
+            rollouts = tuple(scripted_rollout(task, member, version) for member in range(config.group_size))
+            groups.append(Group(index=index, task=task, rollouts=rollouts, dispatched=version))
+        losses.append(plain.update(groups)["loss"])
+
+    assert [metrics["loss"] for metrics in read_metrics(folder.path)] == losses
+    assert [metrics["staleness/max"] for metrics in read_metrics(folder.path)] == [0.0] * config.steps
+    for (name, mine), (_, theirs) in zip(run.learner.named_weights(), plain.named_weights(), strict=True):
+        assert torch.equal(mine, theirs), name
+    assert [version.step for version in run.session.versions] == [1, 2, 3, 4]
+
+
+def test_an_asynchronous_run_stays_within_its_bound_and_disposes_of_all(model_folder, tmp_path):
+    config = make_config(model_folder, max_staleness=2, steps=6)
+    folder = RunFolder(tmp_path / "run")
+    folder.create("{}")
+    run = make_run(config, folder)
+    start_generators(run.buffer, config.group_size)
+    run.learn()
+    run.buffer.drop_rest()
+    metrics = read_metrics(folder.path)
+    assert [one["step"] for one in metrics] == list(range(1, 7))
+    assert max(one["staleness/max"] for one in metrics) <= 2
+    records = read_dispositions(folder.rollouts)
+    trained = [record.index for record in records if record.step is not None]
+    assert trained == list(range(18))
+    assert sorted(record.index for record in records) == list(range(len(records)))
+
+
+@pytest.mark.parametrize(("groups_per_step", "steps"), [(3, 14), (16, 3), (32, 2), (64, 1)])
+def test_the_data_ends_the_run_with_a_smaller_last_step(model_folder, tmp_path, groups_per_step, steps):
+    config = make_config(model_folder, groups_per_step=groups_per_step, steps=100, epochs=1, group_size=2)
+    folder = RunFolder(tmp_path / "run")
+    folder.create("{}")
+    run = make_run(config, folder)
+    start_generators(run.buffer, config.group_size)
+    run.learn()
+    assert run.learner.step == steps
+    assert sum(len(record.members) for record in read_dispositions(folder.rollouts)) == 2 * len(ROWS)
+
+
+def test_weights_that_do_not_arrive_stop_the_run(model_folder, tmp_path):
+    session = ScriptedSession()
+    session.frozen_checksum = "the same for ever"
+    folder = RunFolder(tmp_path / "run")
+    folder.create("{}")
+    run = make_run(make_config(model_folder), folder, session)
+    start_generators(run.buffer, 4)
+    with pytest.raises(PublishError, match="not what is trained"):
+        run.learn()
+
+
+def test_an_unchanged_checksum_is_right_where_nothing_was_learned(model_folder, tmp_path):
+    config = make_config(model_folder, learner={"lr": 0.0, "device": "cpu"})
+    folder = RunFolder(tmp_path / "run")
+    folder.create("{}")
+    run = make_run(config, folder)
+    start_generators(run.buffer, 4)
+    run.learn()
+    assert run.learner.step == 4
