@@ -84,6 +84,7 @@ def load(text: str) -> EnvironmentFactory:
             raise ConfigError(f"environment {text!r} gave a {type(environment).__name__}; it must be an agentrl.Environment (or a function that returns one)")
         return environment
 
+    build.__doc__ = factory.__doc__
     return build
 
 

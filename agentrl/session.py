@@ -54,7 +54,7 @@ class Session:
         if self._publisher is not None:
             self._publisher.close()
         if self._engine is not None:
-            self._engine.child.stop()
+            self._engine.stop()
         for rows in self._rows:
             rows.close()
         shutil.rmtree(self._temporary, ignore_errors=True)
@@ -83,7 +83,8 @@ class Session:
             from agentrl.engines.embedded import EmbeddedPublisher
 
             assert self._engine is not None
-            self._publisher = EmbeddedPublisher.connect(self._engine, timeout_s=self.config.engine.timeout_s)
+            partial = self.config.learner.lora is not None
+            self._publisher = EmbeddedPublisher.connect(self._engine, timeout_s=self.config.engine.timeout_s, partial=partial)
         return self._publisher
 
     @property

@@ -158,3 +158,26 @@ def _decoded(decoder: msgspec.msgpack.Decoder[T], body: bytes) -> T:
         return decoder.decode(body)
     except msgspec.DecodeError as error:
         raise FrameError(f"a peer sent a message that does not fit the protocol: {error}") from error
+
+
+class Parser(Generic[T]):
+    """Cuts messages of one type (or a tagged union of them) out of bytes that arrive in any pieces, for a loop that does its own I/O."""
+
+    def __init__(self, kind: Any) -> None:
+        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(kind, dec_hook=_decode)
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[T]:
+        """Add bytes; returns the messages that are now whole. Raises `FrameError` on garbage."""
+        self._buffer += data
+        messages: list[T] = []
+        start = 0
+        while len(self._buffer) - start >= _HEADER.size:
+            length = _checked_length(bytes(self._buffer[start : start + _HEADER.size]))
+            end = start + _HEADER.size + length
+            if len(self._buffer) < end:
+                break
+            messages.append(_decoded(self._decoder, bytes(self._buffer[start + _HEADER.size : end])))
+            start = end
+        del self._buffer[:start]
+        return messages

@@ -78,6 +78,10 @@ class GroupSignals:
     """[members] float64: sum over trained tokens of sampler log-prob - reference log-prob, where the objective asks for it."""
 
 
+def _never(config: Any) -> bool:
+    return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
     """One row of the registry: who is compared with whom, and what loss follows."""
@@ -85,10 +89,13 @@ class Objective:
     name: str
     config: type[ObjectiveConfig]
     advantages: Callable[[Sequence[GroupSignals], Any], list[np.ndarray]]
-    """All scorable groups of the step and the config -> [members] float64 a group. It sees the whole step, so batch statistics are exact."""
+    """All scorable groups of the step and the config -> [members] float64 a group. It sees the whole step: batch statistics are exact."""
     loss: Callable[[TokenBatch, Any], Losses]
     normalization: Callable[[Any], Normalization]
     needs_reference: Callable[[Any], bool]
+    zero_advantage_is_zero_loss: Callable[[Any], bool] = _never
+    """Whether loss and gradient of a rollout with advantage exactly 0 are identically 0, so that the learner may leave out its forward and
+    backward. The rollout stays in every denominator, and counts as 0 in the objective's metrics."""
     min_group_size: int = 1
     """Smallest group in which the signal is defined."""
     source: str = ""

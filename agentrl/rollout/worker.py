@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -94,7 +95,7 @@ async def _serve(sock: socket.socket) -> None:
     try:
         config = RunConfig.model_validate(setup.config)
         renderer = await trio.to_thread.run_sync(Renderer.load, setup.tokenizer, config.sampling.stop)
-        async with EnvPool(setup.environment, config.imports, config.rollout) as pool:
+        async with EnvPool(setup.environment, config.imports, config.rollout, logs=Path(setup.log_folder)) as pool:
             engine = await EmbeddedEngine.connect(setup.engine_socket, timeout_s=config.engine.timeout_s)
             await Worker(channel, config, engine, renderer, pool).serve()
     except* AgentRLError as group:

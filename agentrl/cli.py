@@ -1,0 +1,254 @@
+"""The `agentrl` command: reads the command line, calls the library, and turns its outcome into words and an exit status.
+
+Exit status: 0 done, 1 the run failed, 2 the configuration is wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from agentrl.errors import AgentRLError, ConfigError
+
+if TYPE_CHECKING:
+    from agentrl.config import RunConfig
+    from agentrl.evaluation import EvalResult
+    from agentrl.run import RunResult
+
+FAILED, WRONG_CONFIG, INTERRUPTED = 1, 2, 130
+SHOWN_TASKS = 2
+"""Tasks of each split that `env show` prints."""
+
+RunFile = Annotated[Path | None, typer.Argument(metavar="RUN.yaml", help="The run file.", show_default=False)]
+Env = Annotated[
+    str | None,
+    typer.Option(metavar="SPEC", help="The environment: NAME?arg=value, file.py:Name or package.module:Name.", show_default=False),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the run file; can be repeated.", show_default=False),
+]
+
+
+def make_app(train: Callable[..., RunResult], evaluate: Callable[..., EvalResult]) -> typer.Typer:
+    """Build the command.
+
+    Args:
+        train: `agentrl.run.train`.
+        evaluate: `agentrl.evaluation.evaluate`.
+    """
+    app = typer.Typer(
+        help="Train language models by reinforcement learning from environments.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+    app.command("train", short_help="Train a model.")(_train_command(train))
+    app.command("eval", short_help="Score a model on an environment.")(_eval_command(evaluate))
+    app.add_typer(_environments(), name="env")
+    app.command("version")(version)
+    return app
+
+
+def _train_command(train: Callable[..., RunResult]) -> Callable[..., None]:
+    def command(
+        run: RunFile = None,
+        env: Env = None,
+        model: Annotated[
+            str | None, typer.Option(metavar="MODEL", help="A folder, a Hub name, or `quickstart`.", show_default=False)
+        ] = None,
+        objective: Annotated[str | None, typer.Option(metavar="NAME", help="The objective, such as grpo.", show_default=False)] = None,
+        dataset: Annotated[str | None, typer.Option(metavar="FILE", help="JSON lines to train on.", show_default=False)] = None,
+        overrides: Overrides = None,
+        output: Annotated[Path | None, typer.Option(metavar="DIR", help="The run folder.  [default: runs/...]", show_default=False)] = None,
+        resume: Annotated[Path | None, typer.Option(metavar="RUNDIR", help="Go on with an earlier run.", show_default=False)] = None,
+        print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")] = False,
+    ) -> None:
+        """Train a model, from a run file, from flags, or on from where a run stopped.
+
+        \b
+        agentrl train examples/quickstart.yaml --set learner.lr=1e-4
+        agentrl train --env arithmetic --model quickstart --objective grpo
+        agentrl train --resume runs/RUN
+        """  # noqa: D301  # \b keeps the lines apart
+        with _exit_status():
+            flags = {"env": env, "model": model, "objective": objective, "dataset": dataset, "output": output}
+            config = _config_to_resume(resume, run, flags, overrides) if resume else _config(run, overrides, flags)
+            if print_config:
+                from agentrl import runfile
+
+                typer.echo(runfile.dump(config), nl=False)
+                return
+            from agentrl.progress import default_progress
+
+            with default_progress(config.steps) as progress:
+                result = train(config, resume=resume, progress=progress)
+            if result.interrupted:
+                raise typer.Exit(INTERRUPTED)
+
+    return command
+
+
+def _eval_command(evaluate: Callable[..., EvalResult]) -> Callable[..., None]:
+    def command(
+        run: RunFile = None,
+        model: Annotated[
+            str | None, typer.Option(metavar="DIR", help="The model to score.  [default: the run file's]", show_default=False)
+        ] = None,
+        env: Env = None,
+        num_tasks: Annotated[
+            int | None,
+            typer.Option(metavar="N", min=1, help="Score the first so many evaluation tasks.  [default: all]", show_default=False),
+        ] = None,
+        samples: Annotated[int, typer.Option(metavar="N", min=1, help="Rollouts of each task, for pass@k.")] = 1,
+        seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed of the samples.")] = 0,
+        temperature: Annotated[
+            float | None, typer.Option(metavar="T", min=0, help="0 is greedy.  [default: sampling.temperature]", show_default=False)
+        ] = None,
+        overrides: Overrides = None,
+        output: Annotated[Path | None, typer.Option(metavar="DIR", help="Keep the rollouts here.", show_default=False)] = None,
+        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    ) -> None:
+        """Score a model on an environment's evaluation tasks: mean reward and pass@k, with intervals.
+
+        \b
+        agentrl eval examples/quickstart.yaml --model runs/RUN/model --num-tasks 200
+        agentrl eval --env countdown --model quickstart --samples 8 --json
+        """  # noqa: D301  # \b keeps the lines apart
+        with _exit_status():
+            config = _config(run, overrides, {"env": env, "model": model})
+            from rich.console import Console
+
+            from agentrl.progress import default_progress
+
+            with default_progress(num_tasks or 0, noun="task", console=Console(stderr=True)) as progress:
+                result = evaluate(
+                    config,
+                    model=config.model,
+                    num_tasks=num_tasks,
+                    samples=samples,
+                    seed=seed,
+                    temperature=temperature,
+                    output=output,
+                    progress=progress,
+                )
+            typer.echo(json.dumps(dataclasses.asdict(result)) if as_json else _in_words(result))
+
+    return command
+
+
+def _environments() -> typer.Typer:
+    app = typer.Typer(help="Look at environments.", no_args_is_help=True, rich_markup_mode=None)
+
+    @app.command("list")
+    def names() -> None:
+        """List the environments that have a name."""
+        from agentrl import registry
+
+        with _exit_status():
+            known = registry.registered()
+            width = max(map(len, known), default=0)
+            for name, factory in known.items():
+                typer.echo(f"{name:{width}}  {_first_line(factory)}".rstrip())
+
+    @app.command("show")
+    def show(spec: Annotated[str, typer.Argument(metavar="SPEC", help="NAME?arg=value, file.py:Name or package.module:Name.")]) -> None:
+        """Show an environment's tasks and tools."""
+        from agentrl.env_report import describe
+
+        with _exit_status():
+            typer.echo(describe(spec, num_tasks=SHOWN_TASKS))
+
+    return app
+
+
+def version() -> None:
+    """Print the versions that matter in a bug report."""
+    found = [f"{name} {_version_of(name)}" for name in ("agentrl", "torch", "transformers", "accelerate", "peft")]
+    typer.echo(", ".join([*found, f"Python {platform.python_version()}", platform.platform()]))
+
+
+def main() -> None:
+    """Entry point of the `agentrl` script and of `python -m agentrl`."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # an environment's `package.module:Name` is looked for here too
+    try:
+        make_app(_train, _evaluate)(prog_name="agentrl")
+    except KeyboardInterrupt:  # outside a command: while modules are imported
+        sys.exit(INTERRUPTED)
+
+
+def _train(config: RunConfig, **options: Any) -> RunResult:
+    from agentrl.run import train
+
+    return train(config, **options)
+
+
+def _evaluate(config: RunConfig, **options: Any) -> EvalResult:
+    from agentrl.evaluation import evaluate
+
+    return evaluate(config, **options)
+
+
+@contextlib.contextmanager
+def _exit_status() -> Iterator[None]:
+    """Turn errors that agentrl raises on purpose into one message and a status; any other is a bug and keeps its traceback."""
+    try:
+        yield
+    except AgentRLError as error:
+        typer.echo(f"agentrl: {error}", err=True)
+        raise typer.Exit(WRONG_CONFIG if isinstance(error, ConfigError) else FAILED) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _config(run: Path | None, overrides: list[str] | None, flags: dict[str, Any]) -> RunConfig:
+    from agentrl import runfile
+
+    return runfile.load(run, overrides or (), flags)
+
+
+def _config_to_resume(resume: Path, run: Path | None, flags: dict[str, Any], overrides: list[str] | None) -> RunConfig:
+    """The configuration in a run folder; only `--set` may change it."""
+    given = [str(run)] if run else []
+    given += [f"--{name}" for name, value in flags.items() if value is not None]
+    if given:
+        raise ConfigError(
+            f"--resume goes on with the run in {resume} as it was configured: leave out {', '.join(given)}, or change a key with --set"
+        )
+    if not (resume / "config.yaml").is_file():
+        raise ConfigError(f"--resume {resume}: that is no run folder, it has no config.yaml; give the folder that `agentrl train` made")
+    return _config(resume / "config.yaml", overrides, {"output": resume})
+
+
+def _in_words(result: EvalResult) -> str:
+    low, high = result.interval
+    lines = [
+        f"mean reward  {result.mean:.4f}  (95% interval {low:.4f} to {high:.4f})",
+        *(f"pass@{k:<7} {share:.4f}" for k, share in result.pass_at.items()),
+        f"{result.num_tasks} tasks x {result.samples} rollouts of {result.mean_length:.1f} sampled tokens, {result.unscorable} unscorable",
+    ]
+    return "\n".join(lines)
+
+
+def _first_line(factory: Any) -> str:
+    return (factory.__doc__ or "").strip().partition("\n")[0]
+
+
+def _version_of(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)" if name != "agentrl" else "(from a checkout)"

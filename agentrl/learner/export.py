@@ -1,0 +1,45 @@
+"""The final model on disk, as transformers and peft load it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from peft import PeftModel
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from agentrl.errors import CheckpointError
+from agentrl.learner.ranks import whole
+from agentrl.learner.weights import all_weights
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agentrl.learner.model import Policy
+
+
+def export(folder: Path, policy: Policy, tokenizer: PreTrainedTokenizerBase | str | None, *, writes: bool) -> None:
+    """Write a model that `AutoModelForCausalLM.from_pretrained(folder)` loads, the adapter merged, and the adapter alone in `adapter/`.
+
+    Args:
+        folder: made where it does not exist.
+        policy: the trained policy; a collective where the ranks hold shards.
+        tokenizer: the tokenizer to lay beside it, a folder that has one, or None for no tokenizer.
+        writes: whether this rank writes.
+
+    Raises `CheckpointError` where the disk refuses.
+    """
+    weights = {name: tensor.cpu().contiguous() for name, tensor in all_weights(policy.base)}
+    adapter = None
+    if isinstance(policy.model, PeftModel):
+        adapter = {name: whole(tensor).cpu() for name, tensor in policy.model.state_dict().items() if ".lora_" in name}
+    if not writes:
+        return
+    try:
+        policy.base.save_pretrained(folder, state_dict=weights)
+        if isinstance(policy.model, PeftModel):
+            policy.model.save_pretrained(str(folder / "adapter"), state_dict=adapter, save_embedding_layers=False)
+        tokens = AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, str) else tokenizer
+        if tokens is not None:
+            tokens.save_pretrained(folder)
+    except OSError as error:
+        raise CheckpointError(f"cannot write the final model to {folder}: {error}") from error

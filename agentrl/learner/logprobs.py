@@ -1,0 +1,141 @@
+"""Log-probs of chosen tokens out of hidden states, without the [positions, vocabulary] matrix.
+
+Logits exist for one tile of the vocabulary at a time, forward and backward: the forward pass keeps hidden states and the log of each
+position's normalizer, and the backward pass computes the tiles again. Tiles cut the vocabulary and not the positions because then the
+head's weight is read, and its gradient written, once a pass: with 262,144 words that is most of the memory traffic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """What turns a head's raw products into the logits of the sampled distribution."""
+
+    temperature: float = 1.0
+    scale: float = 1.0
+    """Factor on the products (Cohere, Granite)."""
+    softcap: float | None = None
+    """c in c * tanh(logits / c) (Gemma 2)."""
+    tile_mib: float = 64.0
+    """Memory of one tile of logits in float32."""
+
+    def tiles(self, positions: int, vocabulary: int) -> Iterator[slice]:
+        """Slices of the vocabulary whose logits fit the memory, at least 16 words each."""
+        width = max(16, int(self.tile_mib * 2**20) // (4 * max(1, positions)))
+        for start in range(0, vocabulary, width):
+            yield slice(start, min(start + width, vocabulary))
+
+
+def token_logprobs(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, head: Head
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-softmax at the targets, and the entropy of each distribution.
+
+    Args:
+        hidden: [positions, size], float64, float32 or a half type; the products are computed in its type.
+        weight: [vocabulary, size], of the same type.
+        bias: [vocabulary] or None.
+        targets: [positions] int64.
+        head: temperature, scale, softcap and the size of a tile.
+
+    Returns: log-probs [positions] in nats, differentiable in hidden, weight and bias, and entropies [positions] in nats, which are not.
+    Both in float32 or better, whatever the type of `hidden`.
+    """
+    logprobs, entropy = _TokenLogprobs.apply(hidden, weight, bias, targets, head)  # type: ignore[no-untyped-call]
+    return logprobs, entropy
+
+
+def _logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, head: Head) -> torch.Tensor:
+    """One tile's logits before the temperature, [positions, width] in float32 or better."""
+    products = hidden @ weight.t() if bias is None else torch.addmm(bias, hidden, weight.t())
+    logits = products.to(torch.promote_types(products.dtype, torch.float32))
+    if head.scale != 1.0:
+        logits.mul_(head.scale)
+    if head.softcap is not None:
+        logits.div_(head.softcap).tanh_().mul_(head.softcap)
+    return logits
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, head: Head
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        positions, vocabulary = len(hidden), len(weight)
+        tiles = list(head.tiles(positions, vocabulary))
+        largest = hidden.new_full((positions, 1), -torch.inf, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        total, moment, chosen = (torch.zeros_like(largest) for _ in range(3))
+        logits = None
+        for tile in tiles:
+            logits = None  # one tile at a time
+            logits = _logits(hidden, weight[tile], None if bias is None else bias[tile], head)
+            if head.temperature != 1.0:
+                logits.div_(head.temperature)
+            inside = ((targets >= tile.start) & (targets < tile.stop))[:, None]
+            picked = logits.gather(1, (targets[:, None] - tile.start).clamp(0, tile.stop - tile.start - 1))
+            chosen = torch.where(inside, picked, chosen)
+            before, largest = largest, torch.maximum(largest, logits.amax(1, keepdim=True))
+            shrink = (before - largest).exp_()
+            terms = (logits - largest).exp_()
+            total = total * shrink + terms.sum(1, keepdim=True)
+            moment = moment * shrink + terms.mul_(logits).sum(1, keepdim=True)
+            del terms
+        normalizer = largest + total.log()
+        ctx.head, ctx.tiles = head, tiles
+        # A single tile is within the memory that one may take: it stays, and spares the backward pass the largest product.
+        keep = len(tiles) == 1 and head.softcap is None and ctx.needs_input_grad[0]
+        ctx.save_for_backward(hidden, weight, bias, targets, normalizer, logits if keep else None)
+        entropy = (normalizer - moment / total).squeeze(1)
+        ctx.mark_non_differentiable(entropy)
+        return (chosen - normalizer).squeeze(1), entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, weight, bias, targets, normalizer, kept = ctx.saved_tensors
+        head = ctx.head
+        upstream = grads[0][:, None] * (head.scale / head.temperature)
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
+        grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if needs_weight else None
+        grad_bias = torch.empty_like(bias) if needs_bias else None
+        for tile in ctx.tiles:
+            if kept is not None:
+                delta = (kept - normalizer).exp_()
+                slope = None
+            else:
+                delta, slope = _probabilities(hidden, weight[tile], None if bias is None else bias[tile], normalizer, head)
+            delta.mul_(-upstream)
+            places = targets[:, None] - tile.start
+            inside = (places >= 0) & (places < delta.shape[1])
+            delta.scatter_add_(1, places.clamp(0, delta.shape[1] - 1), torch.where(inside, upstream, 0.0))
+            if slope is not None:
+                delta.mul_(slope)
+            delta = delta.to(hidden.dtype)
+            if grad_hidden is not None:
+                grad_hidden.addmm_(delta, weight[tile])
+            if grad_weight is not None:
+                torch.mm(delta.t(), hidden, out=grad_weight[tile])
+            if grad_bias is not None:
+                torch.sum(delta, 0, out=grad_bias[tile])
+            del delta
+        return grad_hidden, grad_weight, grad_bias, None, None
+
+
+def _probabilities(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, normalizer: torch.Tensor, head: Head
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """One tile's probabilities, [positions, width], and the slope of the soft cap there."""
+    logits = _logits(hidden, weight, bias, head)
+    slope = None if head.softcap is None else (logits / head.softcap).square_().neg_().add_(1.0)
+    if head.temperature != 1.0:
+        logits.div_(head.temperature)
+    return logits.sub_(normalizer).exp_(), slope

@@ -1,0 +1,228 @@
+"""The policy as the learner trains it: a causal language model whose forward pass takes a pack and gives log-probs.
+
+Any model of transformers will do whose attention goes through `AttentionInterface` and whose head is a linear layer, optionally
+scaled or soft-capped. What a model really computes is checked at the start on a tiny input (`check_packing`), not looked up by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from agentrl.errors import ConfigError
+from agentrl.learner.attention import ATTENTION
+from agentrl.learner.batch import Sample
+from agentrl.learner.logprobs import Head, token_logprobs
+from agentrl.learner.packing import pack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from peft import PeftModel
+
+    from agentrl.config import LoraConfig, RunConfig
+    from agentrl.learner.packing import Pack
+
+MAX_PACKED_DIFFERENCE = 1e-3
+"""Nats that a packed row's log-probs may differ from its own alone, in float32. Rounding stays below 1e-5 in any sane model; a row that
+sees its neighbour differs by tenths."""
+
+
+class Policy(torch.nn.Module):
+    """A causal language model that scores the trained tokens of a pack.
+
+    The head's weight is used inside this forward pass, so that the hooks of DDP and FSDP around it see every parameter.
+    """
+
+    def __init__(self, model: PreTrainedModel | PeftModel, head: Head, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model = model
+        self.head = head
+        self.dtype = dtype
+        """Of the forward pass; the parameters' own is the master type."""
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The transformers model, with adapters inside where there are any."""
+        model = self.model
+        return cast("PreTrainedModel", model if isinstance(model, PreTrainedModel) else model.get_base_model())
+
+    def forward(self, packed: Pack) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probs of the targets and entropies, [trained] each, in nats and in float32 or better."""
+        base = self.base
+        half = self.dtype == torch.bfloat16
+        with torch.autocast(packed.ids.device.type, torch.bfloat16) if half else contextlib.nullcontext():
+            out = base.get_decoder()(  # type: ignore[no-untyped-call]
+                input_ids=packed.ids[None], position_ids=packed.positions[None], use_cache=False, segments=packed.segments
+            )
+        hidden = out.last_hidden_state[0].index_select(0, packed.sources)
+        layer = output_layer(base)
+        kind = torch.bfloat16 if half else hidden.dtype
+        bias: torch.Tensor | None = layer.bias
+        return token_logprobs(hidden.to(kind), layer.weight.to(kind), None if bias is None else bias.to(kind), packed.targets, self.head)
+
+    @contextlib.contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The model that the adapter started from."""
+        from peft import PeftModel
+
+        assert isinstance(self.model, PeftModel)
+        with self.model.disable_adapter():
+            yield
+
+
+def load_policy(config: RunConfig, folder: str, device: torch.device, *, master: torch.dtype, trained: bool) -> Policy:
+    """Load a model and make it ready to train, or freeze it.
+
+    Args:
+        config: temperature, LoRA, gradient checkpointing, dtype and head memory.
+        folder: what `from_pretrained` takes.
+        device: where it goes.
+        master: type of the parameters.
+        trained: False gives a frozen model without an adapter.
+
+    Raises `ConfigError` for a model that does not load, or that packed rows would train wrongly.
+    """
+    model = _read(folder, master)
+    torch.nn.Module.to(model, device)
+    model.train(False)  # the sampler drew without dropout
+    learner = config.learner
+    lora = learner.lora if trained else None
+    adapted = _with_adapter(model, lora, config.seed) if lora is not None else model
+    if trained and learner.gradient_checkpointing:
+        _checkpoint_layers(model)
+    adapted.requires_grad_(trained and lora is None)
+    if lora is not None:
+        for name, parameter in adapted.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+    half = learner.dtype == "bfloat16" or (learner.dtype == "auto" and device.type == "cuda")
+    policy = Policy(adapted, _head(model, config), torch.bfloat16 if half else master)
+    check_packing(policy)
+    return policy
+
+
+def _read(folder: str, dtype: torch.dtype) -> PreTrainedModel:
+    shows_bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the terminal is the run's
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=ATTENTION)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"model {folder!r} does not load as a causal language model: {error}") from error
+    finally:
+        if shows_bars:
+            transformers.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    return cast("PreTrainedModel", model)
+
+
+def output_layer(model: PreTrainedModel) -> torch.nn.Linear:
+    """The layer that makes logits of hidden states; raises `ConfigError` where it is not a plain linear one."""
+    layer: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    if not isinstance(layer, torch.nn.Linear):
+        raise ConfigError(
+            f"the output layer of {type(model).__name__} is a {type(layer).__name__}; only a linear one can be trained, without adapter"
+        )
+    return layer
+
+
+def _head(model: PreTrainedModel, config: RunConfig) -> Head:
+    options = model.config.get_text_config()
+    scale = float(getattr(options, "logit_scale", None) or 1.0) / float(getattr(options, "logits_scaling", None) or 1.0)
+    return Head(
+        temperature=config.sampling.temperature,
+        scale=scale,
+        softcap=getattr(options, "final_logit_softcapping", None),
+        tile_mib=config.learner.head_chunk_mib,
+    )
+
+
+def _with_adapter(model: PreTrainedModel, lora: LoraConfig, seed: int) -> PeftModel:
+    import peft
+
+    options = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=cast("int", lora.alpha),
+        lora_dropout=0.0,
+        target_modules=lora.target_modules,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # the same adapter on every rank
+        try:
+            adapted = peft.get_peft_model(model, options)
+        except ValueError as error:
+            raise ConfigError(f"learner.lora.target_modules={lora.target_modules!r}: {error}") from error
+    for name, module in model.named_modules():
+        if isinstance(module, peft.tuners.lora.LoraLayer) and type(module) is not peft.tuners.lora.Linear:
+            raise ConfigError(f"learner.lora.target_modules adapts {name}, a {type(module).__name__}; only linear layers can be adapted")
+    return cast("PeftModel", adapted)
+
+
+def _checkpoint_layers(model: PreTrainedModel) -> None:
+    """Keep only the inputs of each layer for the backward pass. Layers do so in training mode alone; all that is in them stays in eval."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(f"{type(model).__name__} has no gradient checkpointing; set learner.gradient_checkpointing=false")
+    model.gradient_checkpointing_enable(  # type: ignore[no-untyped-call]
+        gradient_checkpointing_kwargs={"use_reentrant": False}
+    )
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
+            for name, value in list(vars(module).items()):
+                if "dropout" in name and isinstance(value, float):
+                    setattr(module, name, 0.0)  # some layers apply it as a function, by their own training flag
+
+
+@torch.no_grad()
+def check_packing(policy: Policy) -> None:
+    """Compare a pack of tiny rows with transformers' own forward pass over each row alone; raises `ConfigError` where they differ.
+
+    It finds attention or recurrence that ignores the rows' boundaries, heads that do more than the learner knows of, and dropout.
+    """
+    base = policy.base
+    device = next(base.parameters()).device
+    vocabulary = output_layer(base).weight.shape[0]
+    draw = np.random.default_rng(0).integers(0, vocabulary, size=(4, 9), dtype=np.int32)
+    rows = [draw[0, :9], draw[1, :6], np.concatenate([draw[0, :4], draw[2, :3]]), draw[3, :9]]
+    samples = [_whole_row(row, group) for row, group in zip(rows, (0, 1, 0, 2), strict=True)]
+    samples.sort(key=lambda sample: sample.group)
+    exact = Policy(policy.model, policy.head, base.dtype)
+    packed, _ = exact(pack(samples, device))
+    alone = torch.cat([_alone(base, sample, policy.head) for sample in samples])
+    difference = float((packed - alone).abs().max())
+    if not difference <= MAX_PACKED_DIFFERENCE:
+        raise ConfigError(
+            f"{type(base).__name__} scores rows in a pack differently from the same rows alone, by {difference:.3g} nats: a layer of it "
+            "looks across the rows' boundaries, or its head does more than scale and soft-cap; such a model cannot be trained here"
+        )
+
+
+def _whole_row(row: np.ndarray, group: int) -> Sample:
+    return Sample(
+        group=group,
+        rows=(row[:-1],),
+        sources=(np.arange(len(row) - 1),),
+        targets=row[1:].astype(np.int64),
+        sampler_logprobs=np.zeros(len(row) - 1, dtype=np.float32),
+        masked=False,
+    )
+
+
+def _alone(base: PreTrainedModel, sample: Sample, head: Head) -> torch.Tensor:
+    """[targets] log-probs by the model's own forward pass and head, with transformers' plain attention."""
+    device = base.device
+    ids = torch.from_numpy(sample.rows[0].astype(np.int64)).to(device)
+    base.set_attn_implementation("eager")
+    try:
+        logits: Any = base(input_ids=ids[None], use_cache=False).logits[0]
+    finally:
+        base.set_attn_implementation(ATTENTION)
+    targets = torch.from_numpy(sample.targets).to(device)
+    return torch.log_softmax(logits / head.temperature, -1).gather(1, targets[:, None])[:, 0]

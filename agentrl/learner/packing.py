@@ -1,0 +1,168 @@
+"""Packing: rows of many rollouts as one row without padding, cut into micro-batches that every rank has the same number of.
+
+Rows of one group that start alike share that start: a token's hidden state depends on what stands before it and on nothing else, so
+the common prompt of a group is computed once for each micro-batch, whatever the group's size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from agentrl.learner.attention import Segments
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agentrl.learner.batch import Sample
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pack:
+    """Rows of some samples as one row of distinct tokens, on the learner's device."""
+
+    ids: torch.Tensor
+    """[tokens] int64."""
+    positions: torch.Tensor
+    """[tokens] int64: place of each token in its row."""
+    segments: Segments
+    sources: torch.Tensor
+    """[trained] int64: the token whose hidden state predicts each target."""
+    targets: torch.Tensor
+    """[trained] int64, sample after sample, row after row."""
+
+
+class Prefixes:
+    """How many tokens each row of each sample shares with the rows before it in its group."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._first_row: list[int] = []
+        """For each sample the place of its first row in its group."""
+        self._shared: list[list[np.ndarray]] = []
+        """For each sample and row, [earlier rows of the group]: length of the common start."""
+        by_group: dict[int, list[np.ndarray]] = {}
+        for sample in samples:
+            rows = by_group.setdefault(sample.group, [])
+            self._first_row.append(len(rows))
+            rows.extend(sample.rows)
+        shared = {group: _common_starts(rows) for group, rows in by_group.items()}
+        for sample, first in zip(samples, self._first_row, strict=True):
+            self._shared.append(shared[sample.group][first : first + len(sample.rows)])
+
+    def longest(self, sample: int, row: int, since: int) -> tuple[int, int]:
+        """The longest common start with a row that lies at `since` or later in the group, and that row's place; (0, -1) if none."""
+        candidates = self._shared[sample][row][since:]
+        if not len(candidates):
+            return 0, -1
+        best = int(candidates.argmax())
+        return int(candidates[best]), since + best
+
+    def first_row(self, sample: int) -> int:
+        """Place of the sample's first row in its group."""
+        return self._first_row[sample]
+
+
+def _common_starts(rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """For each row, [earlier rows]: length of the start that both have."""
+    width = max(map(len, rows))
+    table = np.empty((len(rows), width + 1), dtype=np.int64)
+    for index, row in enumerate(rows):
+        table[index, : len(row)] = row
+        table[index, len(row) :] = -1 - index  # equal to nothing in another row, so a difference is always found
+    return [(table[:index] != table[index]).argmax(axis=1) for index in range(len(rows))]
+
+
+def micro_batches(samples: Sequence[Sample], *, max_tokens: int, multiple_of: int) -> list[list[int]]:
+    """Cut samples, in order, into micro-batches of about equal size, given as places in `samples`.
+
+    A micro-batch holds at most `max_tokens` packed tokens, or one sample. Their number is a multiple of `multiple_of` where there are
+    as many samples; a caller with ranks to keep in step fills up with empty ones.
+    """
+    prefixes = Prefixes(samples)
+    costs = packed_sizes(samples, prefixes, range(len(samples)))
+    ends = np.cumsum(costs)
+    middles, total = ends - np.array(costs) / 2, float(ends[-1])
+    count = math.ceil(total / max_tokens)
+    while True:
+        count = min(len(samples), math.ceil(count / multiple_of) * multiple_of)
+        part = np.minimum((middles / total * count).astype(int), count - 1)
+        batches = [np.flatnonzero(part == index).tolist() for index in range(count)]
+        batches = [batch for batch in batches if batch]
+        largest = max((sum(packed_sizes(samples, prefixes, batch)) for batch in batches if len(batch) > 1), default=0)
+        if largest <= max_tokens or count == len(samples):
+            return batches
+        count += max(1, count // 8)
+
+
+def packed_sizes(samples: Sequence[Sample], prefixes: Prefixes, batch: Sequence[int]) -> list[int]:
+    """Tokens that each sample of a micro-batch adds to it."""
+    since: dict[int, int] = {}
+    sizes = []
+    for index in batch:
+        sample = samples[index]
+        start = since.setdefault(sample.group, prefixes.first_row(index))
+        sizes.append(sum(len(row) - prefixes.longest(index, place, start)[0] for place, row in enumerate(sample.rows)))
+    return sizes
+
+
+def pack(samples: Sequence[Sample], device: torch.device, *, ragged: bool = False) -> Pack:
+    """Lay the rows of some samples out as one row.
+
+    Args:
+        samples: those of one group stand together.
+        device: where the tensors go.
+        ragged: the attention kernel there takes segments of any lengths.
+    """
+    prefixes = Prefixes(samples)
+    tokens = _places(samples, prefixes)
+    num_tokens = 1 + max(int(places.max()) for sample in tokens for places in sample)
+    ids, positions = np.empty(num_tokens, dtype=np.int64), np.empty(num_tokens, dtype=np.int64)
+    sources = []
+    for sample, rows in zip(samples, tokens, strict=True):
+        for row, places, source in zip(sample.rows, rows, sample.sources, strict=True):
+            ids[places] = row
+            positions[places] = np.arange(len(row))
+            sources.append(places[source])
+    return Pack(
+        ids=torch.from_numpy(ids).to(device),
+        positions=torch.from_numpy(positions).to(device),
+        segments=Segments.of([places for rows in tokens for places in rows], num_tokens, device, ragged=ragged),
+        sources=torch.from_numpy(np.concatenate(sources)).to(device),
+        targets=torch.from_numpy(np.concatenate([sample.targets for sample in samples])).to(device),
+    )
+
+
+def _places(samples: Sequence[Sample], prefixes: Prefixes) -> list[list[np.ndarray]]:
+    """For each row of each sample, [length] int64: where its tokens stand in the pack."""
+    result: list[list[np.ndarray]] = [[] for _ in samples]
+    if all(size == sample.num_tokens for size, sample in zip(packed_sizes(samples, prefixes, range(len(samples))), samples, strict=True)):
+        return _longest_first(samples)
+    since: dict[int, int] = {}
+    laid: dict[int, list[np.ndarray]] = {}
+    end = 0
+    for index, sample in enumerate(samples):
+        start = since.setdefault(sample.group, prefixes.first_row(index))
+        earlier = laid.setdefault(sample.group, [])
+        for place, row in enumerate(sample.rows):
+            shared, other = prefixes.longest(index, place, start)
+            fresh = np.arange(end, end + len(row) - shared)
+            end += len(fresh)
+            places = np.concatenate([earlier[other - start][:shared], fresh]) if shared else fresh
+            earlier.append(places)
+            result[index].append(places)
+    return result
+
+
+def _longest_first(samples: Sequence[Sample]) -> list[list[np.ndarray]]:
+    """Places of rows that share nothing: in the order of the attention's calls, so that it finds its slots without a copy."""
+    rows = [(len(row), index, place) for index, sample in enumerate(samples) for place, row in enumerate(sample.rows)]
+    result = [[np.empty(0, dtype=np.int64)] * len(sample.rows) for sample in samples]
+    end = 0
+    for length, index, place in sorted(rows, key=lambda row: -row[0]):
+        result[index][place] = np.arange(end, end + length)
+        end += length
+    return result

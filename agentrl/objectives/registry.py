@@ -1,0 +1,86 @@
+"""Objectives by name: our own rows, those of installed packages, and those that a run registers itself."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from agentrl.config_errors import sentences
+from agentrl.errors import ConfigError
+from agentrl.objectives.base import Objective
+from agentrl.objectives.grpo import GRPO
+from agentrl.objectives.rloo import RLOO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from agentrl.objectives.base import ObjectiveConfig
+_objectives: dict[str, Objective] = {"grpo": GRPO, "rloo": RLOO}
+
+
+def register(objective: Objective) -> Objective:
+    """Add an objective under its own name and return it. Registering the same definition again (a second import) is harmless.
+
+    Raises `ConfigError` where another definition has the name. Example: `register(Objective(name="mine", config=MyConfig, ...))`
+    in a module that the run file's `imports` names.
+    """
+    known = _objectives.get(objective.name)
+    if known is not None and _origin(known) != _origin(objective):
+        raise ConfigError(f"objective {objective.name!r} is already registered by {known.config.__module__}; choose another name")
+    _objectives[objective.name] = objective
+    return objective
+
+
+def _origin(objective: Objective) -> tuple[str, str]:
+    return objective.config.__module__, objective.config.__qualname__
+
+
+def registered() -> dict[str, Objective]:
+    """Every objective by name, sorted; those of installed packages come from the entry point group `agentrl.objectives`."""
+    for point in importlib.metadata.entry_points(group="agentrl.objectives"):
+        if point.name not in _objectives:
+            loaded = point.load()
+            if not isinstance(loaded, Objective) or loaded.name != point.name:
+                raise ConfigError(f"entry point {point.name!r} ({point.value}) must be an Objective of that name, got {loaded!r}")
+            _objectives[point.name] = loaded
+    return dict(sorted(_objectives.items()))
+
+
+def get(name: str) -> Objective:
+    """The objective of a name; raises `ConfigError` with the nearest name where there is none."""
+    if name in _objectives:
+        return _objectives[name]
+    known = registered()
+    if name in known:
+        return known[name]
+    hint = f"{_nearest(name, known)} Known: {', '.join(known)}"
+    raise ConfigError(f"no objective is called {name!r}{hint}. One of your own is registered by a module that `imports` names")
+
+
+def validate(options: Mapping[str, Any]) -> ObjectiveConfig:
+    """Turn the `objective` section of a run file into the objective's own config.
+
+    Args:
+        options: `name` and the objective's own keys.
+
+    Raises `ConfigError` naming each wrong key or value, and the nearest key for an unknown one.
+    """
+    name = options.get("name")
+    if not isinstance(name, str):
+        raise ConfigError(f"objective.name must be a text, got {name!r}; write `objective: grpo` or `objective: {{name: grpo, ...}}`")
+    config = get(name).config
+    try:
+        return config.model_validate_json(json.dumps(dict(options), default=str), strict=True)
+    except ValidationError as error:
+        known = [f"objective.{key}" for key in config.model_fields]
+        mistakes = sentences(error, config, known=known, prefix=("objective",))
+        raise ConfigError("\n".join(mistakes.values())) from None
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else "."

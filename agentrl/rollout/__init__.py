@@ -1,0 +1,1 @@
+"""Playing episodes: the episode loop, rendering and tool calls under trio, and the worker processes in which environments live."""

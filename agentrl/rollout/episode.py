@@ -1,0 +1,303 @@
+"""One episode: prompt, sample, run the tools, extend the context, score. One group: its episodes side by side in one nursery.
+
+Nothing that a model or an environment does ends more than its own episode. Only the engine's failures and a wrong configuration are
+raised; cancelling a group closes its requests and its environments.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import trio
+
+from agentrl.engines.protocol import Completion, Engine, Request
+from agentrl.environment import Episode
+from agentrl.errors import EnvironmentFailure, SamplerUnavailable
+from agentrl.records import Ending, Rollout, SamplingContract, Score, Source, Task, TokenSpan, Turn, VersionRun
+from agentrl.rollout.pool import EnvironmentTimeout, EnvPool, EnvSession, alone
+from agentrl.rollout.render import LONG_CHARS, Rendered, Renderer
+from agentrl.rollout.toolcalls import Malformed, ToolCall, read_calls
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from agentrl.config import RolloutConfig, SamplingConfig
+
+T = TypeVar("T")
+Message = dict[str, Any]
+
+
+async def play_group(
+    task: Task,
+    group_size: int,
+    *,
+    engine: Engine,
+    renderer: Renderer,
+    pool: EnvPool,
+    sampling: SamplingConfig,
+    rollout: RolloutConfig,
+    seed: int,
+    contract: SamplingContract,
+) -> tuple[Rollout, ...]:
+    """Play all members of a group at once; the results are ordered by member.
+
+    Raises what `play_episode` raises, the first of several; the other episodes are then cancelled and closed.
+    """
+    played: dict[int, Rollout] = {}
+
+    async def play(member: int) -> None:
+        played[member] = await play_episode(
+            task,
+            member,
+            engine=engine,
+            renderer=renderer,
+            pool=pool,
+            sampling=sampling,
+            rollout=rollout,
+            seed=seed,
+            contract=contract,
+        )
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for member in range(group_size):
+                nursery.start_soon(play, member)
+    except BaseExceptionGroup as group:
+        raise alone(group) from None
+    return tuple(played[member] for member in range(group_size))
+
+
+async def play_episode(
+    task: Task,
+    member: int,
+    *,
+    engine: Engine,
+    renderer: Renderer,
+    pool: EnvPool,
+    sampling: SamplingConfig,
+    rollout: RolloutConfig,
+    seed: int,
+    contract: SamplingContract,
+) -> Rollout:
+    """Play one episode to its end and score it.
+
+    Args:
+        task: what to play.
+        member: index within its group.
+        engine: samples the turns.
+        renderer: of the policy's tokenizer.
+        pool: where the environment runs.
+        sampling: budgets of tokens and turns.
+        rollout: deadlines.
+        seed: of the run; with task, member and turn it names the random stream of each call.
+        contract: how tokens are drawn.
+    Returns: a rollout whose ending and score say what happened; failures of the environment are unscorable.
+    Raises: `SamplerUnavailable` from the engine; `ConfigError` where the prompt cannot be rendered at all.
+    """
+    play = _Play(engine, renderer, sampling, contract, f"{seed}\n{task.id}\n{member}")
+    deadline_s = rollout.episode_timeout_s
+    started = trio.current_time()
+    session: EnvSession | None = None
+    try:
+        with trio.move_on_after(deadline_s) as scope:
+            session = await play.in_environment(pool.open(task))
+            outcome = await play.run(session)
+        if scope.cancelled_caught:
+            outcome = _unscorable("timeout", f"the episode took longer than {deadline_s:g} s")
+        elif session is not None and outcome.score is None:
+            score = await play.in_environment(session.score(play.episode(task, outcome.ending)))
+            outcome = _Outcome(ending=outcome.ending, score=score)
+    except EnvironmentTimeout as error:
+        outcome = _unscorable("timeout", str(error))
+    except EnvironmentFailure as error:
+        outcome = _unscorable("environment_error", str(error))
+    finally:
+        if session is not None:
+            session.close()
+    play.counters["time/episode_s"] = trio.current_time() - started
+    assert outcome.score is not None
+    return Rollout(
+        task=task,
+        member=member,
+        turns=tuple(play.turns),
+        messages=tuple(play.messages),
+        ending=outcome.ending,
+        score=outcome.score,
+        reason=outcome.reason,
+        counters=dict(play.counters),
+    )
+
+
+def request_seed(stream: str, turn: int) -> int:
+    """The random stream of one call, a number of 63 bits: the same for the same seed, task, member and turn."""
+    digest = hashlib.blake2b(f"{stream}\n{turn}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Outcome:
+    """How an episode ended; the environment is still to be asked where `score` is None."""
+
+    ending: Ending
+    score: Score | None = None
+    reason: str = ""
+
+
+def _unscorable(ending: Ending, reason: str) -> _Outcome:
+    return _Outcome(ending=ending, score=Score.unscorable(reason), reason=reason)
+
+
+class _Play:
+    """What an episode gathers while it is played."""
+
+    def __init__(self, engine: Engine, renderer: Renderer, sampling: SamplingConfig, contract: SamplingContract, stream: str) -> None:
+        self.turns: list[Turn] = []
+        self.messages: list[Message] = []
+        self.counters: defaultdict[str, float] = defaultdict(float)
+        self._engine = engine
+        self._renderer = renderer
+        self._sampling = sampling
+        self._contract = contract
+        self._stream = stream
+        self._key = uuid.uuid4().hex
+        self._context = np.zeros(0, dtype=np.int32)
+        self._prompt: str | list[Message] = ""
+
+    async def run(self, session: EnvSession) -> _Outcome:
+        """Sample and answer until the environment, or a budget, ends the episode."""
+        opened = session.opened
+        self._prompt = opened.prompt
+        plain = isinstance(opened.prompt, str)
+        self.messages = [{"role": "user", "content": opened.prompt}] if isinstance(opened.prompt, str) else list(opened.prompt)
+        added = await _off_loop(self.messages, partial(self._renderer.prompt, opened.prompt, opened.tools))
+        for turn in range(min(self._sampling.max_turns, opened.max_turns or self._sampling.max_turns)):
+            if self._room(added) < 1:
+                return self._no_room(added)
+            completion = await self._sample(added, turn)
+            if completion.finish_reason == "abort":
+                return _unscorable("cancelled", "the engine aborted the request")
+            text = self._renderer.text(completion.ids)
+            if completion.finish_reason == "length":
+                self.messages.append({"role": "assistant", "content": text})
+                return _Outcome(ending="truncated")
+            news = await self._answer(session, text, thinking=added.thinking)
+            if news is None:
+                return _Outcome(ending="complete")
+            last_id = int(completion.ids[-1]) if len(completion.ids) else -1
+            extend = partial(self._renderer.extension, news, opened.tools, last_id=last_id, plain=plain)
+            added = await _off_loop(news, extend)
+        return _Outcome(ending="truncated")
+
+    def episode(self, task: Task, ending: Ending) -> Episode:
+        """The episode as the environment scores it."""
+        sampled = [token for turn in self.turns for token in turn.span.ids[turn.span.sampled].tolist()]
+        return Episode(task=task, prompt=self._prompt, messages=self.messages, completion_ids=sampled, ending=ending)
+
+    async def in_environment(self, asked: Awaitable[T]) -> T:
+        """Await an answer of the environment, on its clock."""
+        started = trio.current_time()
+        try:
+            return await asked
+        finally:
+            self.counters["time/env_s"] += trio.current_time() - started
+
+    @property
+    def _limit(self) -> int:
+        context = self._engine.context_length
+        return min(context, self._sampling.max_episode_tokens or context)
+
+    def _room(self, added: Rendered) -> int:
+        return self._limit - len(self._context) - len(added.ids)
+
+    def _no_room(self, added: Rendered) -> _Outcome:
+        if self.turns:
+            return _Outcome(ending="truncated")
+        budget = "context" if self._limit == self._engine.context_length else "sampling.max_episode_tokens"
+        reason = f"prompt of {len(added.ids)} tokens does not fit in {budget} {self._limit} with one sampled token"
+        return _Outcome(ending="truncated", score=Score.unscorable(reason))
+
+    async def _sample(self, added: Rendered, turn: int) -> Completion:
+        context = np.concatenate([self._context, added.ids])
+        request = Request(
+            ids=context,
+            max_tokens=min(self._sampling.max_tokens, self._room(added)),
+            contract=self._contract,
+            seed=request_seed(self._stream, turn),
+            stop_ids=self._renderer.stop_ids,
+            session=self._key,
+        )
+        started = trio.current_time()
+        completion = await self._engine.generate(request)
+        self.counters["time/engine_s"] += trio.current_time() - started
+        self.counters["turns"] += 1
+        self.counters["tokens/sampled"] += len(completion.ids)
+        self.counters["tokens/given"] += len(added.ids)
+        self._context = np.concatenate([context, completion.ids])
+        source = Source.ENVIRONMENT if self.turns else Source.PROMPT
+        self.turns.append(_turn(len(self.turns) - 1, added.ids, source, completion, self._contract))
+        return completion
+
+    async def _answer(self, session: EnvSession, text: str, *, thinking: bool) -> list[Message] | None:
+        """What the environment says to an assistant turn; None ends the episode."""
+        opened = session.opened
+        calls = read_calls(text, opened.tools, thinking=thinking) if opened.tools else []
+        message: Message = {"role": "assistant", "content": text}
+        self.messages.append(message)
+        if calls:
+            return await self._run_calls(session, message, calls)
+        if not opened.replies:
+            return None
+        reply = await self.in_environment(session.reply(text))
+        if reply.text is None:
+            return None
+        self.messages.append({"role": "user", "content": reply.text})
+        return None if reply.done else self.messages[-1:]
+
+    async def _run_calls(self, session: EnvSession, message: Message, calls: list[ToolCall | Malformed]) -> list[Message] | None:
+        before = len(self.messages)
+        done = False
+        for number, call in enumerate(calls):
+            key = f"call{len(self.turns):02d}{number:03d}"  # nine letters and digits, as some templates demand
+            self.counters["tool/calls"] += 1
+            if isinstance(call, Malformed):
+                self.counters["tool/malformed"] += 1
+                content = call.message
+            else:
+                function = {"name": call.name, "arguments": call.arguments}
+                message.setdefault("tool_calls", []).append({"type": "function", "id": key, "function": function})
+                observation = await self.in_environment(session.call_tool(call.name, call.arguments))
+                self.counters["tool/errors"] += observation.error
+                content, done = observation.text, observation.done
+            self.messages.append({"role": "tool", "name": call.name, "content": content, "tool_call_id": key})
+            if done:
+                return None
+        return self.messages[before:]
+
+
+def _turn(parent: int, given: np.ndarray, source: Source, completion: Completion, contract: SamplingContract) -> Turn:
+    """The record of one call: what was new to the context, then what was sampled, ids untouched."""
+    shift, count = len(given), len(completion.ids)
+    runs = [VersionRun(version=run.version, start=run.start + shift, end=run.end + shift) for run in completion.versions]
+    try:
+        span = TokenSpan(
+            ids=np.concatenate([given, completion.ids]),
+            source=np.concatenate([np.full(shift, source, dtype=np.uint8), np.full(count, Source.SAMPLED, dtype=np.uint8)]),
+            logprobs=np.concatenate([np.full(shift, np.nan, dtype=np.float32), completion.logprobs]),
+            versions=tuple(runs),
+        )
+    except ValueError as error:
+        raise SamplerUnavailable(f"the engine gave a completion that cannot be trained on: {error}") from error
+    return Turn(parent=parent, span=span, contract=contract, finish_reason=completion.finish_reason)
+
+
+async def _off_loop(messages: list[Message], render: Callable[[], Rendered]) -> Rendered:
+    """Render on the event loop, or in a thread where there is much to tokenize."""
+    if sum(len(str(message.get("content") or "")) for message in messages) <= LONG_CHARS:
+        return render()
+    return await trio.to_thread.run_sync(render)

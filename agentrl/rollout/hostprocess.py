@@ -1,0 +1,126 @@
+"""The process of an environment worker, seen from its parent: started, watched, and ended with all that user code started in it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from agentrl.processes import Child, last_lines, start_child
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Launch = Callable[[int], "HostProcess"]
+    """Starts the worker of a slot."""
+
+MARK = "AGENTRL_ENV_WORKER"
+"""Environment variable with a value of its own for each worker: descendants that left the process group are found by it."""
+
+KILL_ROUNDS = 10
+REAP_S = 10.0
+"""A killed process ends at once, unless the kernel itself hangs in it."""
+
+
+class HostProcess(Protocol):
+    """A started worker."""
+
+    stream: trio.abc.Stream
+    """Frames of `agentrl.rollout.messages`."""
+
+    async def ended(self) -> None:
+        """Wait until the process has ended by itself."""
+        ...
+
+    async def end(self) -> str:
+        """Kill it and its descendants, reap it, and say how it ended: `was killed by SIGKILL`, `ended with status 3`."""
+        ...
+
+    def last_words(self) -> str:
+        """The end of what it wrote."""
+        ...
+
+
+class LocalHost:
+    """A worker on this machine, in a session and process group of its own."""
+
+    def __init__(self, name: str, log: Path) -> None:
+        self._mark = uuid.uuid4().hex
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                self._child = _start(name, theirs, self._mark, log)
+            self.stream: trio.abc.Stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        except BaseException:
+            ours.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """Process id, which is also the process group's."""
+        return self._child.process.pid
+
+    async def ended(self) -> None:
+        """Wait for the process itself: a child that user code forked may keep the socket open past its death."""
+        try:
+            descriptor = os.pidfd_open(self.pid)
+        except (AttributeError, OSError):  # no Linux, or an old one: the closed socket alone tells
+            await trio.sleep_forever()
+        try:
+            await trio.lowlevel.wait_readable(descriptor)
+        finally:
+            os.close(descriptor)
+
+    async def end(self) -> str:
+        """Kill the group first, reap second: an unreaped leader keeps its group's number from being used again."""
+        await self.stream.aclose()
+        return await trio.to_thread.run_sync(self._end)
+
+    def _end(self) -> str:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        for _ in range(KILL_ROUNDS):  # again where one of them was just starting another
+            if not _kill_marked(self._mark):
+                break
+        try:
+            code = self._child.process.wait(REAP_S)
+        except subprocess.TimeoutExpired:
+            return f"did not end within {REAP_S:g} s of SIGKILL"
+        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+
+    def last_words(self) -> str:
+        """The last lines of its log."""
+        return last_lines(self._child.log, 8)
+
+
+def _start(name: str, sock: socket.socket, mark: str, log: Path) -> Child:
+    # hashes are not randomized, so that an environment that walks a set plays the same episode in every worker; one thread for
+    # numerical libraries, because there are several workers beside an engine and a learner
+    defaults = {key: os.environ.get(key, value) for key, value in (("PYTHONHASHSEED", "0"), ("OMP_NUM_THREADS", "1"))}
+    return start_child(
+        name,
+        "agentrl.rollout.host",
+        [str(sock.fileno()), str(os.getpid())],
+        log=log,
+        pass_fds=[sock.fileno()],
+        environment={MARK: mark, **defaults},
+    )
+
+
+def _kill_marked(mark: str) -> bool:
+    """Kill every process that inherited a worker's mark; whether there was one. Does nothing where there is no /proc."""
+    sought = f"{MARK}={mark}".encode()
+    found = False
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile, or belongs to someone else
+            if sought in (folder / "environ").read_bytes().split(b"\0"):
+                os.kill(int(folder.name), signal.SIGKILL)
+                found = True
+    return found

@@ -1,0 +1,290 @@
+"""Prompts and later turns as token ids. Only text that is new to the context is ever tokenized; sampled ids are kept as they are.
+
+A later turn is rendered behind a stand-in conversation (user, assistant) and cut after the stand-in's end-of-turn token, so that
+templates which rewrite their own past (dropping old reasoning, prefilling `<think>`) change nothing in what was sampled.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from agentrl.errors import ConfigError
+from agentrl.rollout.toolcalls import THINK
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, Any]
+
+LONG_CHARS = 20_000
+"""Tokenizing more than this takes milliseconds: not on an event loop."""
+CACHED_PROMPTS = 64
+
+_CUT = "\ufdd0"  # a noncharacter: text is tokenized in pieces around it, and it is never tokenized itself
+_QUESTION, _STAND_IN, _NEXT, _CALLED = "agentrlquestion", "agentrlanswer", "agentrlnext", "agentrlcalled"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rendered:
+    """Tokens to put into the context."""
+
+    ids: np.ndarray
+    """[length] int32, read-only."""
+    thinking: bool
+    """Whether the text ends inside an open `<think>`, which the model then closes."""
+
+
+class Renderer:
+    """Writes prompts and later turns for one tokenizer; finds out once how its chat template ends a turn.
+
+    Raises `ConfigError` for a `stop` that is not one token.
+
+    Args:
+        tokenizer: of the policy.
+        eos_ids: further end tokens, from the model's generation config.
+        stop: texts that end a turn, each exactly one token.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, eos_ids: Iterable[int] = (), stop: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._encode = _encoder(tokenizer)
+        self._cache: OrderedDict[bytes, Rendered] = OrderedDict()
+        self._has_template = bool(tokenizer.chat_template)
+        self._tool_prefix: list[Message] | None = None
+        self._added = {token: added.content for token, added in tokenizer.added_tokens_decoder.items()}
+        self._control = _alternatives([added.content for added in tokenizer.added_tokens_decoder.values() if added.special])
+        self._turn_end: int | None = None
+        self.turn_ends: tuple[int, ...] = ()
+        """Ids of the template's own end-of-turn tokens: in the middle of a conversation, and at its end."""
+        self.keeps_prefix = True
+        """Whether the template renders a conversation as a prefix of its continuation. If not, contexts differ from re-rendered ones."""
+        if self._has_template:
+            self._probe()
+        ends = [*self.turn_ends, *eos_ids, *map(self._stop_id, stop)]
+        if tokenizer.eos_token_id is not None:
+            ends.append(tokenizer.eos_token_id)
+        self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys(ends))
+        """Sampling one of these ends a turn."""
+
+    @staticmethod
+    def load(model: str, stop: Sequence[str] = ()) -> Renderer:
+        """A renderer for a model's folder or Hub name. Raises `ConfigError` where it has no tokenizer."""
+        try:
+            tokenizer = _load_tokenizer(model)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"model {model!r} has no tokenizer that loads: {error}; save one beside it with save_pretrained") from None
+        return Renderer(tokenizer, eos_ids=_generation_eos(model), stop=stop)
+
+    def prompt(self, prompt: str | list[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Rendered:
+        """The first prompt of an episode.
+
+        A string is tokenized as it is, with the special tokens that the tokenizer adds; messages go through the chat template.
+        Raises `ConfigError` where there is no template, where it refuses the messages, or ignores the tools.
+        """
+        key = msgspec.msgpack.encode((prompt, tools))
+        known = self._cache.get(key)
+        if known is None:
+            known = self._cache[key] = self._first(prompt, tools)
+            if len(self._cache) > CACHED_PROMPTS:
+                self._cache.popitem(last=False)
+        return known
+
+    def _first(self, prompt: str | list[Message], tools: Sequence[Mapping[str, Any]]) -> Rendered:
+        if isinstance(prompt, str):
+            return _rendered(self._encode(prompt, True), prompt)
+        if not self._has_template:
+            raise ConfigError(
+                "the environment gives messages, but the model's tokenizer has no chat template; give it one (tokenizer.chat_template = "
+                "..., then save_pretrained), use an instruction-tuned model, or return a plain string from the environment's start"
+            )
+        text = self._render(prompt, tools)
+        if tools and text == self._render(prompt, ()):
+            raise ConfigError(
+                f"the environment has tools ({', '.join(_names(tools))}), but the model's chat template does not show tools to the model; "
+                "use a model or a template with tools"
+            )
+        return _rendered(self._encode(text, False), text)
+
+    def extension(self, messages: list[Message], tools: Sequence[Mapping[str, Any]] = (), *, last_id: int, plain: bool = False) -> Rendered:
+        """What follows an assistant turn in the context: the end of that turn where it is missing, then the new messages.
+
+        Args:
+            messages: one user message, or the tool messages of a turn.
+            tools: as for the prompt.
+            last_id: the last sampled id, which tells whether the turn has ended itself.
+            plain: whether the prompt was a string; then the messages' text is appended as it is.
+        """
+        if plain:
+            text = "".join(_plain_text(message) for message in messages)
+            return _rendered(self._encode(text, False), text)
+        prefix = self._prefix(messages)
+        text = self._render([*prefix, *map(self._defused, messages)], tools)
+        start = _answer_end(text, prefix)
+        if self._turn_end is None:
+            return _rendered(self._encode_defused(text[start:]), text)
+        ids = self._encode_defused(text[text.index(self._added[self._turn_end], start) :])
+        return _rendered(ids[1:] if last_id in self.turn_ends else ids, text)
+
+    def _defused(self, message: Message) -> Message:
+        """A message in which no special token can be read: what a tool or user says opens no turn in anybody else's name."""
+        content = message["content"]
+        if self._control is None or not isinstance(content, str) or self._control.search(content) is None:
+            return message
+        return {**message, "content": self._control.sub(lambda found: found[0][0] + _CUT + found[0][1:], content)}
+
+    def _encode_defused(self, text: str) -> list[int]:
+        return [token for part in text.split(_CUT) for token in self._encode(part, False)]
+
+    def text(self, ids: np.ndarray) -> str:
+        """The text of sampled ids without their end token; special tokens stay visible, broken UTF-8 becomes U+FFFD."""
+        kept = ids[:-1] if len(ids) and int(ids[-1]) in self.stop_ids else ids
+        return str(self._tokenizer.decode(kept.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def _prefix(self, messages: list[Message]) -> list[Message]:
+        if messages[0]["role"] != "tool":
+            return _CHAT
+        if self._tool_prefix is None:
+            raise ConfigError(
+                "the environment's tools gave results, but the model's chat template cannot render a message of role 'tool'; "
+                "use a model or a template with tools"
+            )
+        return self._tool_prefix
+
+    def _probe(self) -> None:
+        """Find the end-of-turn tokens, the stand-in that tool messages need, and whether the template extends its own prefix."""
+        user = {"role": "user", "content": _NEXT}
+        first = self._tried(_CHAT[:1])
+        middle = self._tried([*_CHAT, user])  # empty for a template of one turn: extension() says so where it is asked for more
+        self._turn_end = self._end_after(middle)
+        ends = (self._turn_end, self._end_after(self._tried(_CHAT, generate=False)))
+        self.turn_ends = tuple(dict.fromkeys(end for end in ends if end is not None))
+        self.keeps_prefix = middle.startswith(first + _STAND_IN)
+        result = {"role": "tool", "name": "probe", "content": _NEXT, "tool_call_id": _CALL_ID}
+        for prefix in (_CHAT, _CHAT_WITH_CALL):
+            text = self._tried([*prefix, result])
+            if text.find(_NEXT) > _answer_end(text, prefix) > 0:
+                self._tool_prefix = prefix
+                break
+
+    def _tried(self, messages: list[Message], *, generate: bool = True) -> str:
+        try:
+            return self._render(messages, generate=generate)
+        except ConfigError:
+            return ""
+
+    def _end_after(self, text: str) -> int | None:
+        """The added token that stands right behind the stand-in's answer."""
+        rest = text[text.find(_STAND_IN) + len(_STAND_IN) :].lstrip() if _STAND_IN in text else ""
+        ids = self._encode(rest[:64], False) if rest else []
+        return ids[0] if ids and rest.startswith(self._added.get(ids[0], "\0")) else None
+
+    def _stop_id(self, stop: str) -> int:
+        ids = self._encode(stop, False)
+        if len(ids) != 1:
+            raise ConfigError(f"sampling.stop: {stop!r} is {len(ids)} tokens of this tokenizer; only single tokens can end a turn")
+        return ids[0]
+
+    def _render(self, messages: list[Message], tools: Sequence[Mapping[str, Any]] = (), *, generate: bool = True) -> str:
+        try:
+            text: Any = self._tokenizer.apply_chat_template(
+                messages,
+                tools=[dict(tool) for tool in tools] or None,
+                add_generation_prompt=generate,
+                tokenize=False,
+            )
+        except Exception as error:  # a template is a program of somebody else's
+            roles = ", ".join(str(message.get("role")) for message in messages)
+            raise ConfigError(f"the model's chat template refused messages of roles {roles}: {type(error).__name__}: {error}") from None
+        return str(text)
+
+
+_CALL_ID = "agentrl00"  # nine letters and digits, which Mistral's templates insist on
+_CHAT: list[Message] = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _STAND_IN}]
+_CHAT_WITH_CALL: list[Message] = [
+    _CHAT[0],
+    {
+        "role": "assistant",
+        "content": _STAND_IN,
+        "tool_calls": [{"type": "function", "id": _CALL_ID, "function": {"name": _CALLED, "arguments": {}}}],
+    },
+]
+
+
+def _answer_end(text: str, prefix: list[Message]) -> int:
+    """Where the stand-in's own words end, 0 where there are none; some templates show a call in place of the content."""
+    marks = (_STAND_IN, _CALLED) if prefix is _CHAT_WITH_CALL else (_STAND_IN,)
+    return max((text.find(mark) + len(mark) for mark in marks if mark in text), default=0)
+
+
+def _rendered(ids: list[int], text: str) -> Rendered:
+    array = np.array(ids, dtype=np.int32)
+    array.setflags(write=False)
+    return Rendered(ids=array, thinking=text[-64:].rstrip().endswith(THINK))
+
+
+def _alternatives(texts: list[str]) -> re.Pattern[str] | None:
+    long_enough = [re.escape(text) for text in sorted(texts, key=len, reverse=True) if len(text) > 1]
+    return re.compile("|".join(long_enough)) if long_enough else None
+
+
+def _plain_text(message: Message) -> str:
+    content = str(message["content"])
+    return f"\n<tool_response>\n{content}\n</tool_response>\n" if message["role"] == "tool" else content
+
+
+def _names(tools: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [tool["function"]["name"] for tool in tools]
+
+
+def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[str, bool], list[int]]:
+    """`(text, add special tokens) -> ids`, usable from several threads at once."""
+    backend: Any = getattr(tokenizer, "_tokenizer", None)
+    if not tokenizer.is_fast or backend is None:
+        return lambda text, special: list(tokenizer.encode(text, add_special_tokens=special))
+    # the wrapper sets truncation at every call, which fails while another thread encodes; set once, the backend never changes
+    backend.no_truncation()
+    backend.no_padding()
+    return lambda text, special: list(backend.encode(text, add_special_tokens=special).ids)
+
+
+def _load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    config = _json_of(Path(model) / "tokenizer_config.json")
+    if config.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend") and (Path(model) / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast  # without torch, which AutoTokenizer imports
+
+        plain: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(model)
+        return plain
+    from transformers import AutoTokenizer
+
+    auto: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
+    return auto
+
+
+def _generation_eos(model: str) -> list[int]:
+    config = _json_of(Path(model) / "generation_config.json")
+    if not Path(model).is_dir():
+        from transformers import GenerationConfig
+
+        try:
+            config = GenerationConfig.from_pretrained(model).to_dict()
+        except OSError:  # a model need not have one
+            config = {}
+    eos = config.get("eos_token_id")
+    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content

@@ -1,0 +1,12 @@
+"""What every test runs under: no hub, few threads, and property tests that give the same examples each time."""
+
+import os
+
+from hypothesis import settings
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads only wait for each other
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+settings.register_profile("agentrl", deadline=None, derandomize=True)
+settings.load_profile("agentrl")

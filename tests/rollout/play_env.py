@@ -1,0 +1,138 @@
+"""Environments that the tests load by path. Imported in worker processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+from agentrl.environment import Environment, SingleTurn
+from agentrl.errors import EnvironmentFailure
+
+
+class Guess(Environment):
+    """Tools, of which most misbehave."""
+
+    def __init__(self, system: str = "", prompt: Any = None) -> None:
+        self.system = system  # type: ignore[misc]
+        self.prompt = prompt
+        self.seen: list[str] = []
+
+    def start(self, task: Any) -> Any:
+        self.row = task.row
+        return self.prompt or task.row.get("prompt", "hi")
+
+    def look(self, count: int = 1) -> str:
+        """Look around.
+
+        Args:
+            count: how far.
+        """
+        self.seen.append("x")
+        return "x" * count
+
+    def total(self) -> int:
+        return len(self.seen)
+
+    async def wait(self, seconds: float) -> str:
+        await asyncio.sleep(seconds)
+        return f"loop {id(asyncio.get_running_loop())}"
+
+    def finish(self) -> None:
+        self.done = True
+
+    def boom(self) -> str:
+        raise KeyError("no such place")
+
+    def leave(self) -> str:
+        raise SystemExit(3)
+
+    def infrastructure(self) -> str:
+        raise EnvironmentFailure("the sandbox is down")
+
+    def surrogate(self) -> str:
+        return "a\ud800b"
+
+    def talk(self) -> str:
+        print("said in a tool", flush=True)
+        os.write(1, b"written to 1\n")
+        return "talked"
+
+    def die(self) -> str:
+        os._exit(7)
+
+    def crash(self) -> str:
+        os.kill(os.getpid(), 11)
+        return ""
+
+    def hang(self) -> str:
+        threading.Event().wait()
+        return ""
+
+    def spawn(self, apart: bool) -> int:
+        """Start a process that outlives everything but a kill; `apart` leaves the process group."""
+        return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=apart).pid
+
+    def score(self, episode: Any) -> Any:
+        values = {"nan": float("nan"), "inf": float("inf"), "none": None, "word": "much", "parts": {"a": 0.25, "b": 0.5}}
+        if episode.answer == "raise":
+            raise ZeroDivisionError("by nothing")
+        if episode.answer == "hang":
+            time.sleep(600)
+        if episode.answer == "echo":
+            assert episode.completion_ids
+            return len(episode.completion_ids)
+        return values.get(episode.answer, 1.0)
+
+
+class Dialog(Environment):
+    """Replies until it has heard enough."""
+
+    max_turns = 4
+
+    def start(self, task: Any) -> Any:
+        return task.row["prompt"]
+
+    def reply(self, answer: str) -> str | None:
+        self.done = answer == "enough"
+        return None if answer == "bye" else f"you said {len(answer)}"
+
+    def score(self, episode: Any) -> float:
+        return float(len(episode.messages))
+
+
+class Odd(Dialog):
+    """Lies about its types."""
+
+    def start(self, task: Any) -> Any:
+        return {"number": 3, "empty": [], "bare": ["hi"], "set": [{"role": "user", "content": {1}}]}.get(task.row["kind"], "hi")
+
+    def reply(self, answer: str) -> Any:
+        return 7
+
+
+def length(completions: list[str], **columns: Any) -> list[float]:
+    return [float(len(text)) for text in completions]
+
+
+def single(rows: int = 4) -> SingleTurn:
+    return SingleTurn(train=[{"prompt": f"say {number}"} for number in range(rows)], rewards=[length])
+
+
+def hanging() -> SingleTurn:
+    threading.Event().wait()
+    raise AssertionError
+
+
+def dying() -> SingleTurn:
+    print("about to die", file=sys.stderr, flush=True)
+    os._exit(9)
+
+
+class Strange(Environment):
+    def pick(self, *values: int) -> str:
+        return ""

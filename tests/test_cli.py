@@ -1,0 +1,242 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from agentrl import runfile
+from agentrl.cli import make_app
+from agentrl.errors import ConfigError, RunCannotLearn
+from agentrl.evaluation import EvalResult
+from agentrl.run import RunResult
+
+ENVIRONMENT = '''
+import agentrl
+
+class Echo(agentrl.Environment):
+    """Say it back.
+
+    Args:
+        times: how often.
+    """
+
+    system = "Be brief."
+
+    def __init__(self, times: int = 1):
+        self.times = times
+
+    def tasks(self, split):
+        return [{"prompt": f"{split} {index}", "times": self.times} for index in range(3)]
+
+    def shout(self, word: str) -> str:
+        """Say it louder.
+
+        Args:
+            word: What to say.
+        """
+        return word.upper()
+
+    def score(self, episode):
+        return 1.0
+'''
+
+
+class Backend:
+    """Stands where `agentrl.run.train` and `agentrl.evaluation.evaluate` do; keeps what it was called with."""
+
+    def __init__(self, raises=None, interrupted=False):
+        self.raises = raises
+        self.interrupted = interrupted
+        self.calls = []
+
+    def train(self, config, *, resume, progress):
+        self.calls.append((config, resume))
+        if self.raises:
+            raise self.raises
+        progress.step({"step": config.steps, "reward/mean": 0.25})
+        return RunResult(folder=Path("somewhere"), steps=config.steps, interrupted=self.interrupted, last={})
+
+    def evaluate(self, config, *, progress, **options):
+        self.calls.append((config, options))
+        if self.raises:
+            raise self.raises
+        return EvalResult(
+            num_tasks=2,
+            samples=4,
+            mean=0.5,
+            interval=(0.25, 0.75),
+            pass_at={1: 0.5, 4: 1.0},
+            unscorable=1,
+            mean_length=12.0,
+            task_means={"a": 1.0, "b": 0.0},
+        )
+
+
+def run(*arguments, backend=None):
+    backend = backend or Backend()
+    return CliRunner().invoke(make_app(backend.train, backend.evaluate), [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def run_file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model: m\nenv: e\nsteps: 3\n")
+    return path
+
+
+def test_train_takes_a_run_file_flags_and_overrides(run_file):
+    backend = Backend()
+    result = run("train", run_file, "--env", "f", "--set", "learner.lr=0.5", "--set", "seed=4", "--output", "out", backend=backend)
+    assert result.exit_code == 0, result.output
+    config, resume = backend.calls[0]
+    assert config == runfile.load(run_file, ["learner.lr=0.5", "seed=4"], {"env": "f", "output": "out"})
+    assert resume is None
+    assert result.stdout == "step 3/3  reward 0.250\n"
+
+
+def test_train_needs_no_run_file():
+    backend = Backend()
+    assert run("train", "--env", "e", "--model", "m", "--objective", "rloo", backend=backend).exit_code == 0
+    config, _ = backend.calls[0]
+    assert (config.env, config.model, config.objective["name"]) == ("e", "m", "rloo")
+
+
+def test_print_config_runs_nothing_and_its_output_is_a_run_file(run_file, tmp_path):
+    backend = Backend()
+    result = run("train", run_file, "--print-config", backend=backend)
+    assert (result.exit_code, backend.calls) == (0, [])
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(result.stdout)
+    assert runfile.load(printed) == runfile.load(run_file)
+
+
+def test_resume_reads_the_run_folder_wherever_it_lies_now(tmp_path):
+    folder = tmp_path / "moved"
+    folder.mkdir()
+    config = runfile.from_mapping({"model": "m", "env": "e", "output": "old/place"})
+    (folder / "config.yaml").write_text(runfile.dump(config))
+    backend = Backend()
+    assert run("train", "--resume", folder, "--set", "steps=7", backend=backend).exit_code == 0
+    assert backend.calls == [(config.model_copy(update={"output": str(folder), "steps": 7}), folder)]
+
+
+def test_resume_refuses_what_would_make_it_another_run(tmp_path, run_file):
+    result = run("train", run_file, "--resume", tmp_path, "--model", "other")
+    assert result.exit_code == 2
+    assert f"leave out {run_file}, --model" in result.stderr
+    result = run("train", "--resume", tmp_path)
+    assert result.exit_code == 2
+    assert "that is no run folder, it has no config.yaml" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (ConfigError("no such environment"), 2, "agentrl: no such environment\n"),
+        (RunCannotLearn("every rollout failed"), 1, "agentrl: every rollout failed\n"),
+        (KeyboardInterrupt(), 130, ""),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_the_exit_status_says_whose_fault_it_was(run_file, command, error, status, said):
+    result = run(command, run_file, backend=Backend(raises=error))
+    assert (result.exit_code, result.stderr) == (status, said)
+
+
+def test_an_interrupted_run_has_the_status_of_an_interrupt(run_file):
+    assert run("train", run_file, backend=Backend(interrupted=True)).exit_code == 130
+
+
+def test_a_bug_keeps_its_traceback(run_file):
+    assert isinstance(run("train", run_file, backend=Backend(raises=KeyError("x"))).exception, KeyError)
+
+
+def test_a_wrong_run_file_is_told_in_full(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model: m\nenv: e\nlearning_rate: 1\nsteps: x\n")
+    result = run("train", path)
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"agentrl: {path}, line 3: unknown key `learning_rate`; here it is called learner.lr\n"
+        f"{path}, line 4: `steps` got 'x' (text); it must be a whole number\n"
+    )
+
+
+def test_eval_passes_its_options_on(run_file, tmp_path):
+    backend = Backend()
+    options = ["--num-tasks", 5, "--samples", 4, "--seed", 9, "--temperature", 0, "--output", tmp_path]
+    result = run("eval", run_file, "--model", "other", *options, backend=backend)
+    assert result.exit_code == 0, result.output
+    config, given = backend.calls[0]
+    assert (config.model, config.env) == ("other", "e")
+    assert given == {"model": "other", "num_tasks": 5, "samples": 4, "seed": 9, "temperature": 0.0, "output": tmp_path}
+    assert result.stdout.splitlines() == [
+        "mean reward  0.5000  (95% interval 0.2500 to 0.7500)",
+        "pass@1       0.5000",
+        "pass@4       1.0000",
+        "2 tasks x 4 rollouts of 12.0 sampled tokens, 1 unscorable",
+    ]
+
+
+def test_eval_prints_json_alone_on_standard_output(run_file):
+    found = json.loads(run("eval", run_file, "--json").stdout)
+    assert found["mean"] == 0.5
+    assert found["pass_at"] == {"1": 0.5, "4": 1.0}
+
+
+@pytest.mark.parametrize("arguments", [["eval", "--samples", "0"], ["eval", "--temperature", "-1"], ["train", "--nope"], ["nope"]])
+def test_a_wrong_command_line_is_a_wrong_configuration(arguments):
+    assert run(*arguments).exit_code == 2
+
+
+def test_env_show_has_tasks_prompts_and_tool_schemas(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(ENVIRONMENT)
+    result = run("env", "show", f"{path}:Echo?times=2")
+    assert result.exit_code == 0, result.output
+    lines = [line.strip() for line in result.stdout.splitlines()]
+    for line in ("Say it back.", "Be brief.", "train: 3 tasks", "eval: 3 tasks", "prompt  train 0", "tools: shout", '"name": "shout",'):
+        assert line in lines
+    assert 'row     {"prompt": "train 1", "times": 2}' in lines
+    assert "train 2" not in result.stdout
+
+
+def test_env_show_of_what_is_not_there_names_what_was_tried(tmp_path):
+    result = run("env", "show", f"{tmp_path}/no.py:Echo")
+    assert result.exit_code == 2
+    assert f"there is no file {tmp_path}/no.py" in result.stderr
+
+
+def test_env_list_has_the_environments_of_agentrl():
+    result = run("env", "list")
+    assert result.exit_code == 0
+    assert "lookup      Find out how many there are" in result.stdout
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["env"], ["env", "list"], ["env", "show"], ["version"]])
+def test_help_fits_a_terminal(command):
+    text = run(*command, "--help").stdout
+    assert "Usage: " in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_command_answers_without_torch(run_file):
+    code = (
+        "import sys; from agentrl.cli import main; sys.argv[1:] = ['train', sys.argv[1], '--print-config']\n"
+        "try: main()\n"
+        "except SystemExit as end: status = end.code\n"
+        "assert not status, status\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code, run_file], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_module_runs_as_a_command_and_prints_no_traceback(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "agentrl", "train", tmp_path / "no.yaml"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"agentrl: cannot read the run file {tmp_path}/no.yaml: No such file or directory\n"

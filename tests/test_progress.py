@@ -1,0 +1,187 @@
+import io
+import threading
+
+import pytest
+from rich.console import Console
+
+from agentrl.progress import (
+    ASCII_BLOCKS,
+    BLOCKS,
+    PlainProgress,
+    SilentProgress,
+    TerminalProgress,
+    clock_text,
+    default_progress,
+    trend,
+)
+
+METRICS = {
+    "reward/mean": 0.5,
+    "staleness/mean": 0.75,
+    "staleness/max": 1,
+    "tokens_per_s": 12345.6,
+    "rollout/unscorable_share": 0.004,
+    "time/step_s": 2.0,
+    "time/wait_s": 0.5,
+}
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def plain(steps, clock, **options):
+    console = Console(file=io.StringIO(), width=40)
+    return PlainProgress(steps, console=console, clock=clock, **options), console.file
+
+
+def screen(steps, clock, *, encoding="utf-8"):
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    console = Console(file=file, force_terminal=True, color_system=None, width=100, height=20)
+    progress = TerminalProgress(steps, console=console, clock=clock)
+
+    def shown():
+        with console.capture() as capture:
+            console.print(progress._render())
+        return capture.get()
+
+    return progress, shown
+
+
+def test_a_plain_line_holds_all_that_is_known_and_is_not_wrapped():
+    progress, file = plain(10, Clock())
+    with progress:
+        progress.step({"step": 1, **METRICS})
+    assert file.getvalue() == (
+        "step 1/10  reward 0.500  staleness 0.8 (max 1)  tokens/s 12,346  unscorable 0.4%  waited 25% of 2.0 s  left 0:18\n"
+    )
+
+
+def test_a_plain_line_leaves_out_what_was_not_told():
+    progress, file = plain(2, Clock())
+    with progress:
+        progress.step({"step": 2})
+    assert file.getvalue() == "step 2/2\n"
+
+
+def test_plain_lines_come_once_a_second_and_the_last_step_always():
+    clock = Clock()
+    progress, file = plain(40, clock)
+    with progress:
+        for step in range(1, 41):
+            progress.step({"step": step})
+            clock.now += 0.125
+    assert [line.split()[1] for line in file.getvalue().splitlines()] == ["1/40", "9/40", "17/40", "25/40", "33/40", "40/40"]
+
+
+def test_a_step_held_back_is_printed_when_the_run_ends_early():
+    progress, file = plain(40, Clock())
+    with progress:
+        progress.step({"step": 1})
+        progress.step({"step": 2})
+    assert [line.split()[1] for line in file.getvalue().splitlines()] == ["1/40", "2/40"]
+
+
+def test_plain_waits_are_printed_before_the_first_step_only():
+    progress, file = plain(2, Clock())
+    with progress:
+        progress.waiting("the engine")
+        progress.waiting("the engine")
+        progress.waiting("")
+        progress.step({"step": 1})
+        progress.waiting("rollouts")
+        progress.message("[bold] is no markup")
+    lines = file.getvalue().splitlines()
+    assert [lines[0], *lines[2:]] == ["waiting for the engine", "[bold] is no markup"]
+
+
+def test_the_total_can_be_told_late_and_steps_can_have_another_name():
+    progress, file = plain(0, Clock(), noun="task")
+    with progress:
+        progress.step({"step": 5, "steps": 5})
+    assert file.getvalue() == "task 5/5\n"
+
+
+def test_time_left_counts_from_the_step_a_resumed_run_began_with():
+    clock = Clock()
+    progress, file = plain(100, clock)
+    with progress:
+        progress.step({"step": 91, "time/step_s": 2.0})
+        clock.now += 2
+        progress.step({"step": 92, "time/step_s": 2.0})
+    assert [line.rpartition("left ")[2] for line in file.getvalue().splitlines()] == ["0:18", "0:16"]
+
+
+def test_the_panel_shows_step_reward_trend_and_wait():
+    clock = Clock()
+    progress, shown = screen(4, clock)
+    assert "step 0/4" in shown()
+    assert "starting" in shown()
+    for step in range(1, 4):
+        progress.step({"step": step, **METRICS, "reward/mean": step / 4})
+    progress.waiting("rollouts")
+    clock.now += 65
+    text = shown()
+    assert "step 3/4" in text
+    assert f"reward 0.750  {BLOCKS[0]}{BLOCKS[4]}{BLOCKS[7]}" in text
+    assert "staleness 0.8 (max 1)  tokens/s 12,346  unscorable 0.4%" in text
+    assert "waiting for rollouts 1:05" in text
+
+
+def test_the_panel_keeps_its_height_while_waits_come_and_go():
+    progress, shown = screen(4, Clock())
+    progress.step({"step": 1, **METRICS})
+    idle = shown()
+    progress.waiting("rollouts")
+    assert idle.count("\n") == shown().count("\n")
+
+
+def test_the_panel_survives_a_terminal_without_unicode():
+    progress, shown = screen(4, Clock(), encoding="ascii")
+    for step in (1, 2):
+        progress.step({"step": step, "reward/mean": step / 4})
+    assert f"{ASCII_BLOCKS[0]}{ASCII_BLOCKS[-1]}" in shown()
+
+
+def test_a_reward_that_is_not_finite_does_not_break_the_panel():
+    progress, shown = screen(4, Clock())
+    progress.step({"step": 1, "reward/mean": float("nan")})
+    assert "reward nan" in shown()
+
+
+def test_any_thread_may_tell():
+    progress, shown = screen(200, Clock())
+    threads = [threading.Thread(target=lambda: [progress.waiting(str(n)) or progress.step({}) for n in range(50)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert "step 200/200" in shown()
+
+
+@pytest.mark.parametrize(
+    ("values", "marks"),
+    [([], ""), ([3], "a"), ([2, 2, 2], "aaa"), ([0, 1], "ac"), ([0, 1, 2], "abc"), ([0, 0, 1, 1, 2, 2, 2, 2], "aabbcccc")],
+)
+def test_a_trend_is_scaled_from_lowest_to_highest(values, marks):
+    assert trend(values, width=8, blocks="abc") == marks
+
+
+def test_a_long_trend_is_averaged_down_to_its_width():
+    assert trend(list(range(1000)), width=4, blocks="abcd") == "abcd"
+
+
+def test_times_are_short():
+    assert [clock_text(seconds) for seconds in (0, 59.6, 3599, 3600, 7205)] == ["0:00", "1:00", "59:59", "1:00:00", "2:00:05"]
+
+
+def test_the_default_follows_the_terminal_and_the_rank():
+    console = Console(file=io.StringIO(), force_terminal=True)
+    piped = Console(file=io.StringIO(), force_terminal=False)
+    assert isinstance(default_progress(3, console=console, environ={}), TerminalProgress)
+    assert isinstance(default_progress(3, console=piped, environ={}), PlainProgress)
+    assert isinstance(default_progress(3, console=console, environ={"RANK": "1"}), SilentProgress)
