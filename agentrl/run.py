@@ -25,7 +25,7 @@ from agentrl.buffer import Buffer
 from agentrl.errors import AgentRLError, CheckpointError, ConfigError, LearnerDiverged, PublishError, RunCannotLearn
 from agentrl.metrics import group_metrics
 from agentrl.records import SamplingContract, Version
-from agentrl.rollout_log import RolloutLog, cut_dispositions, read_groups
+from agentrl.rollout_log import Disposed, RolloutLog, cut_dispositions, read_groups
 from agentrl.run_folder import RunFolder, RunState
 from agentrl.session import Session, cpu_threads, resolve_model
 from agentrl.tasks import TaskSource
@@ -302,12 +302,15 @@ def _open_buffer(
         num_groups=config.epochs * len(tasks) if config.epochs else None,
     )
     lineage = len(list(folder.rollouts.glob("groups-*.jsonl")))
-    log = RolloutLog(folder.rollouts, lineage)
-    buffer = Buffer(admission, tasks, log, config.limits, lineage=lineage, min_scorable=min_scorable)
+    disposed: dict[int, Disposed] = {}
+    state = RunState(step=0, lineage=0, places_trained=0, next_index=0)
     if resuming:
-        state = folder.read_state(restored) if restored else RunState(step=0, lineage=0, places_trained=0, next_index=0)
+        state = folder.read_state(restored) if restored else state
         folder.cut_metrics(state.step)
         disposed = cut_dispositions(folder.rollouts, state.step)
+    log = RolloutLog(folder.rollouts, lineage)  # after the cut, which replaces a file that this one appends to
+    buffer = Buffer(admission, tasks, log, config.limits, lineage=lineage, min_scorable=min_scorable)
+    if resuming:
         buffer.restore(state, disposed, read_groups(folder.rollouts, skip=disposed.keys()))
     return lineage, buffer
 

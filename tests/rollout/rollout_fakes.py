@@ -35,11 +35,13 @@ THINK_PREFILLING = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\
 BOS_EMITTING = "{{ bos_token }}" + CHATML.replace("<|end|>\n", "<|end|>")
 NO_TOKENS = (
     "{% for t in tools or [] %}{{ t | tojson }}\n{% endfor %}"
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 )
-TWO_ENDS = CHATML.replace("<|end|>\n{% endfor %}", "{% if m.role == 'assistant' and loop.last %}<|return|>{% else %}<|end|>{% endif %}{% endfor %}")
+_EITHER_END = "{% if m.role == 'assistant' and loop.last %}<|return|>{% else %}<|end|>{% endif %}{% endfor %}"
+TWO_ENDS = CHATML.replace("<|end|>\n{% endfor %}", _EITHER_END)
 CALL_IN_PLACE = (  # Llama 3.1's way: a call replaces the content, and a tool's result needs a call before it
-    _TOOLS + "{% for m in messages %}{% if m.role == 'tool' and not messages[loop.index0 - 1].tool_calls %}{{ raise_exception('no call') }}{% endif %}"
+    _TOOLS + "{% for m in messages %}{% if m.role == 'tool' and messages[loop.index0 - 1].role != 'tool' "
+    "and not messages[loop.index0 - 1].tool_calls %}{{ raise_exception('no call') }}{% endif %}"
     "<|start|>{{ m.role }}\n{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% else %}{{ m.content }}{% endif %}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
