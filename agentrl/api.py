@@ -64,7 +64,7 @@ def _resolve(config: RunConfig | Mapping[str, Any] | str | Path, changes: dict[s
         values["dataset"] = str(dataset)
     elif dataset is not None:
         values["dataset"] = "dataset.jsonl"
-    resolved = runfile.load(None, flags=values)
+    resolved = runfile.from_mapping(values)
     if dataset is None or isinstance(dataset, str | Path):
         return resolved
     output = Path(resolved.output or default_output(resolved))

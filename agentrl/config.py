@@ -19,7 +19,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Config(BaseModel):
     """Base of every section: unknown keys are errors, and nothing changes after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class SamplingConfig(Config):
@@ -166,7 +166,7 @@ class RunConfig(Config):
     """Modules or files that every process imports first: they register environments and objectives."""
     objective: dict[str, Any] = Field(default_factory=lambda: {"name": "grpo"})
     """`grpo` is short for `{name: grpo}`; the other keys are the objective's own."""
-    seed: NonNegative = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     steps: Positive = 100
     """Optimizer steps of the whole run."""
     epochs: Positive | None = None

@@ -55,6 +55,7 @@ class _Collector:
         self._progress = progress
         self._changed = threading.Condition()
         self._groups: dict[int, Group] = {}
+        self._scores: list[float] = []
         self._failure: AgentRLError | None = None
 
     def next_group(self) -> Dispatch | None:
@@ -64,7 +65,9 @@ class _Collector:
     def played(self, group: Group) -> None:
         with self._changed:
             self._groups[group.index] = group
-            self._progress.waiting(f"rollouts: {len(self._groups)} of {len(self._by_index)} tasks")
+            self._scores += [score for score in group.scores if score is not None]
+            mean = float(np.mean(self._scores)) if self._scores else float("nan")
+            self._progress.step({"step": len(self._groups), "steps": len(self._by_index), "reward/mean": mean})
             self._changed.notify_all()
 
     def lost(self, index: int) -> None:

@@ -110,6 +110,7 @@ class PlainProgress:
         self._console = console
         self._lock = threading.Lock()
         self._printed_at = -math.inf
+        self._wait_printed_at = -math.inf
         self._unprinted = False
 
     def __enter__(self) -> Self:
@@ -133,11 +134,13 @@ class PlainProgress:
                 self._print(_line(self._state))
 
     def waiting(self, on: str) -> None:
-        """Print it while nothing else is there to be seen."""
+        """Print it while nothing else is there to be seen, at most once a second."""
         with self._lock:
-            if on and on != self._state.wait and self._state.first is None:
+            now = self._state.clock()
+            if on and on != self._state.wait and self._state.first is None and now - self._wait_printed_at >= 1:
+                self._wait_printed_at = now
                 self._print(f"waiting for {on}")
-            self._state.wait = on or self._state.wait
+                self._state.wait = on
 
     def message(self, text: str) -> None:
         """Print it."""

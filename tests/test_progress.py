@@ -87,16 +87,32 @@ def test_a_step_held_back_is_printed_when_the_run_ends_early():
 
 
 def test_plain_waits_are_printed_before_the_first_step_only():
-    progress, file = plain(2, Clock())
+    clock = Clock()
+    progress, file = plain(2, clock)
     with progress:
-        progress.waiting("the engine")
-        progress.waiting("the engine")
-        progress.waiting("")
-        progress.step({"step": 1})
-        progress.waiting("rollouts")
-        progress.message("[bold] is no markup")
-    lines = file.getvalue().splitlines()
-    assert [lines[0], *lines[2:]] == ["waiting for the engine", "[bold] is no markup"]
+        for on in ("the engine", "the engine", "", "rollouts"):
+            progress.waiting(on)
+            clock.now += 1
+        progress.step({"step": 2})
+        clock.now += 1
+        progress.waiting("a checkpoint")
+    assert file.getvalue().splitlines() == ["waiting for the engine", "waiting for rollouts", "step 2/2"]
+
+
+def test_plain_waits_come_once_a_second():
+    clock = Clock()
+    progress, file = plain(2, clock)
+    with progress:
+        for done in range(17):
+            progress.waiting(f"{done} of 16 tasks")
+            clock.now += 0.125
+    assert file.getvalue().splitlines() == [f"waiting for {done} of 16 tasks" for done in (0, 8, 16)]
+
+
+def test_a_message_is_printed_as_it_is():
+    progress, file = plain(2, Clock())
+    progress.message("[bold] is no markup, and a line longer than the console is wide stays one line")
+    assert file.getvalue() == "[bold] is no markup, and a line longer than the console is wide stays one line\n"
 
 
 def test_the_total_can_be_told_late_and_steps_can_have_another_name():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import select
 import socket
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import trio
@@ -18,6 +19,9 @@ from agentrl.engines.protocol import Completion, Request
 from agentrl.records import Task, Version, VersionRun
 from agentrl.rollout.host import Host
 from agentrl.rollout.pool import EnvPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ENV = str(Path(__file__).parent / "play_env.py")
 
@@ -42,10 +46,13 @@ TWO_ENDS = CHATML.replace("<|end|>\n{% endfor %}", _EITHER_END)
 CALL_IN_PLACE = (  # Llama 3.1's way: a call replaces the content, and a tool's result needs a call before it
     _TOOLS + "{% for m in messages %}{% if m.role == 'tool' and messages[loop.index0 - 1].role != 'tool' "
     "and not messages[loop.index0 - 1].tool_calls %}{{ raise_exception('no call') }}{% endif %}"
-    "<|start|>{{ m.role }}\n{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% else %}{{ m.content }}{% endif %}<|end|>{% endfor %}"
+    "<|start|>{{ m.role }}\n{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% else %}{{ m.content }}{% endif %}<|end|>"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
-NO_TOOL_ROLE = CHATML.replace("<|start|>{{ m.role }}", "{% if m.role == 'tool' %}{{ raise_exception('roles') }}{% endif %}<|start|>{{ m.role }}")
+NO_TOOL_ROLE = CHATML.replace(
+    "<|start|>{{ m.role }}", "{% if m.role == 'tool' %}{{ raise_exception('roles') }}{% endif %}<|start|>{{ m.role }}"
+)
 ONE_TURN = "{% if messages | length > 1 %}{{ raise_exception('one turn') }}{% endif %}<|start|>{{ messages[0].content }}<|end|>"
 TEMPLATES = {
     "chatml": CHATML,
@@ -59,7 +66,9 @@ TEMPLATES = {
 """Each can be played over several turns with tools."""
 
 
-def make_tokenizer(template: str | None = CHATML, *, eos: str = "<|end|>", pad: str = "<|pad|>", adds_bos: bool = False) -> PreTrainedTokenizerFast:
+def make_tokenizer(
+    template: str | None = CHATML, *, eos: str = "<|end|>", pad: str = "<|pad|>", adds_bos: bool = False
+) -> PreTrainedTokenizerFast:
     """A byte-level tokenizer of some merges, whose text does not always encode back to the ids it came from."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("a", "s")]
@@ -69,9 +78,13 @@ def make_tokenizer(template: str | None = CHATML, *, eos: str = "<|end|>", pad: 
     backend.decoder = decoders.ByteLevel()
     special = ["<|bos|>", "<|start|>", "<|end|>", "<|return|>", "<|pad|>", "<|stop|>"]
     backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
-    backend.add_tokens([AddedToken(text, special=False, normalized=False) for text in ("<tool_call>", "</tool_call>", "<think>", "</think>")])
+    backend.add_tokens(
+        [AddedToken(text, special=False, normalized=False) for text in ("<tool_call>", "</tool_call>", "<think>", "</think>")]
+    )
     if adds_bos:
-        backend.post_processor = processors.TemplateProcessing(single="<|bos|> $A", special_tokens=[("<|bos|>", backend.token_to_id("<|bos|>"))])
+        backend.post_processor = processors.TemplateProcessing(
+            single="<|bos|> $A", special_tokens=[("<|bos|>", backend.token_to_id("<|bos|>"))]
+        )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|bos|>", eos_token=eos, pad_token=pad)
     tokenizer.chat_template = template
     return tokenizer
@@ -80,7 +93,9 @@ def make_tokenizer(template: str | None = CHATML, *, eos: str = "<|end|>", pad: 
 class FakeEngine:
     """Samples what a script says: `script(request)` gives ids, or text which is encoded and ended with the stop token."""
 
-    def __init__(self, script: Callable[[Request], Any], tokenizer: PreTrainedTokenizerFast | None = None, *, context_length: int = 4096) -> None:
+    def __init__(
+        self, script: Callable[[Request], Any], tokenizer: PreTrainedTokenizerFast | None = None, *, context_length: int = 4096
+    ) -> None:
         self.context_length = context_length
         self.requests: list[Request] = []
         self.completions: list[Completion] = []
@@ -147,3 +162,16 @@ def thread_pool(spec: str, *, workers: int = 1, **options: Any) -> EnvPool:
 
 def make_task(**row: Any) -> Task:
     return Task.from_row("play", {"prompt": "hi", **row})
+
+
+def watch(pid: int) -> int:
+    """A descriptor that tells when a process ends, whoever reaps it."""
+    return os.pidfd_open(pid)
+
+
+def has_ended(descriptor: int, wait_s: float = 30.0) -> bool:
+    """Whether the watched process ends within a time; closes the descriptor if so."""
+    ended = bool(select.select([descriptor], [], [], wait_s)[0])
+    if ended:
+        os.close(descriptor)
+    return ended

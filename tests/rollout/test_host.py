@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
+import threading
 from contextlib import contextmanager
 
 import pytest
-from rollout_fakes import ENV, make_task
+from rollout_fakes import ENV, has_ended, make_task, watch
 
 from agentrl import wire
 from agentrl.rollout.host import Host
@@ -31,28 +33,45 @@ from agentrl.rollout.messages import (
 )
 
 
+class Asker:
+    """One end of a worker's socket."""
+
+    def __init__(self, sock, spec, max_output_chars):
+        sock.settimeout(60)
+        self._sock = sock
+        self._receiver = wire.Receiver(sock, Response)
+        self.receive = self._receiver.receive
+        self.ready = self(Setup(imports=[], spec=spec, max_output_chars=max_output_chars))
+
+    def __call__(self, request):
+        wire.send(self._sock, request)
+        return self.receive()
+
+
 @contextmanager
 def worker(name, *, max_output_chars=100):
-    """A real worker process, set up; also its first answer."""
+    """A worker in a thread of this process."""
     ours, theirs = socket.socketpair()
+    thread = threading.Thread(target=Host(theirs).run, daemon=True)
+    thread.start()
     with theirs:
-        arguments = [sys.executable, "-m", "agentrl.rollout.host", str(theirs.fileno()), str(os.getpid())]
-        process = subprocess.Popen(arguments, pass_fds=[theirs.fileno()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
-    ours.settimeout(60)
-    receiver = wire.Receiver(ours, Response)
+        with ours:
+            yield Asker(ours, f"{ENV}:{name}", max_output_chars)
+        thread.join(60)
+        assert not thread.is_alive()
 
-    def ask(request):
-        wire.send(ours, request)
-        return receiver.receive()
 
-    with ours, process:
-        try:
-            ask.process, ask.ready = process, ask(Setup(imports=[], spec=f"{ENV}:{name}", max_output_chars=max_output_chars))
-            ask.receive = receiver.receive
-            yield ask
-        finally:
-            ours.close()  # the parent is gone: the worker ends by itself
-            process.wait(60)
+@contextmanager
+def worker_process(name, log):
+    """A worker as it is in a run; closing the socket is all that ends it."""
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-m", "agentrl.rollout.host", str(theirs.fileno()), str(os.getpid())]
+    with theirs, log.open("wb") as output:
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdout=output, stderr=output, start_new_session=True)
+    with process:
+        with ours:
+            yield Asker(ours, f"{ENV}:{name}", 100)
+        assert process.wait(60) != 0
 
 
 def open_episode(ask, session=1, **row):
@@ -64,7 +83,9 @@ def tool(ask, name, session=1, **arguments):
 
 
 def grade(ask, answer, session=1):
-    return ask(Grade(call=8, session=session, messages=[{"role": "assistant", "content": answer}], completion_ids=[1, 2], ending="complete"))
+    return ask(
+        Grade(call=8, session=session, messages=[{"role": "assistant", "content": answer}], completion_ids=[1, 2], ending="complete")
+    )
 
 
 def test_an_episode_from_its_start_to_its_score():
@@ -102,18 +123,20 @@ def test_an_episode_has_one_asyncio_loop():
 
 
 def test_what_a_tool_does_wrong_is_an_observation_or_a_failure():
-    with worker("Guess", max_output_chars=20) as ask:
+    with worker("Guess", max_output_chars=60) as ask:
         open_episode(ask)
-        assert tool(ask, "boom") == Observation(call=7, text="error: KeyError: 'no"[:20] + tool(ask, "boom").text[20:], done=False, error=True)
-        assert tool(ask, "look", count="many").error
+        assert tool(ask, "boom") == Observation(call=7, text="error: KeyError: 'no such place'", done=False, error=True)
+        assert tool(ask, "look", count="many") == Observation(
+            call=7, text='error: count must be an integer, got "many"', done=False, error=True
+        )
         assert tool(ask, "surrogate").text == "a?b"
-        long = tool(ask, "look", count=25).text
-        assert long == "x" * 20 + "\n[cut here: 5 of 25 characters are not shown]"
+        long = tool(ask, "look", count=65).text
+        assert long == "x" * 60 + "\n[cut here: 5 of 65 characters are not shown]"
         for name, reason in [("leave", "SystemExit: 3"), ("infrastructure", "the sandbox is down")]:
             failed = tool(ask, name)
             assert isinstance(failed, Failed)
             assert f"play_env.py:Guess, tool {name}: {reason}" in failed.reason
-        assert tool(ask, "total").text == "2"  # and the worker goes on
+        assert tool(ask, "total").text == "1"  # and the worker goes on
 
 
 @pytest.mark.parametrize(
@@ -130,7 +153,7 @@ def test_a_score_that_is_none_is_a_failure_that_names_the_boundary(answer, reaso
         open_episode(ask)
         failed = grade(ask, answer)
         assert isinstance(failed, Failed)
-        assert pytest.importorskip("re").search(reason, failed.reason)
+        assert re.search(reason, failed.reason)
         assert ask.receive() == Closed(session=1)
         open_episode(ask, 2)
         none = grade(ask, "none", 2)
@@ -138,13 +161,11 @@ def test_a_score_that_is_none_is_a_failure_that_names_the_boundary(answer, reaso
         assert none.score.reason.endswith("returned None")
 
 
-def test_what_user_code_prints_stays_out_of_the_protocol():
-    with worker("Guess") as ask:
+def test_what_user_code_prints_goes_to_the_log(tmp_path):
+    with worker_process("Guess", tmp_path / "log") as ask:
         open_episode(ask)
         assert tool(ask, "talk").text == "talked"
-        process = ask.process
-    assert process.stdout.read() == b""
-    assert process.stderr.read() == b"said in a tool\nwritten to 1\n"
+    assert (tmp_path / "log").read_text() == "said in a tool\nwritten to 1\n"
 
 
 def test_replies():
@@ -198,24 +219,17 @@ def test_a_single_turn_is_made_once():
         assert grade(ask, "four").score.value == 4.0
 
 
-def test_the_worker_imports_no_torch_and_ends_with_its_parent():
+def test_the_worker_imports_nothing_heavy():
     script = "import sys, agentrl.rollout.host; print(sorted({'torch', 'transformers', 'pydantic'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout == "[]\n"
-    with worker("Guess") as ask:
+
+
+def test_a_worker_ends_with_its_parent_and_so_does_what_it_started(tmp_path):
+    with worker_process("Guess", tmp_path / "log") as ask:
         open_episode(ask)
-        pid = int(tool(ask, "spawn", apart=False).text)
-        process = ask.process
-    assert process.returncode != 0
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0) if is_running(pid) else os.kill(2**22, 0)
-
-
-def is_running(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
+        watched = watch(int(tool(ask, "spawn", apart=False).text))
+        assert not has_ended(watched, 0)
+    assert has_ended(watched)
 
 
 def test_garbage_instead_of_a_setup_ends_a_host_quietly():
