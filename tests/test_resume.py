@@ -75,6 +75,15 @@ def wait_for_none(run: Path, within_s: float) -> list[str]:
     return left
 
 
+def wait_for_steps(run: Path, process: subprocess.Popen[bytes], lineage: int, count: int) -> None:
+    """Until a process has logged so many steps of its own."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if (run / "metrics.jsonl").exists() and sum(one["lineage"] >= lineage for one in read_metrics(run)) >= count:
+            return
+        time.sleep(0.02)
+
+
 def victim_of(run: subprocess.Popen[bytes], draw: random.Random) -> int:
     """The trainer mostly, sometimes one of its children."""
     if draw.random() < 0.6:
@@ -92,11 +101,16 @@ def test_killed_at_random_points_a_run_loses_nothing(tmp_path):
     (tmp_path / "odd.py").write_text(ENVIRONMENT)
     run_folder = tmp_path / "run"
     draw = random.Random(5)
-    for _ in range(KILLS):
+    for kill in range(KILLS):
         again = ["--resume", str(run_folder)] if (run_folder / "config.yaml").exists() else arguments(run_folder)
+        lineage = len(list((run_folder / "rollouts").glob("groups-*.jsonl")))
         process = start(tmp_path, *again)
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(draw.uniform(0.5, 15))
+        if kill % 4 == 0:
+            time.sleep(draw.uniform(0.1, 6))  # somewhere in the start
+        else:
+            wait_for_steps(run_folder, process, lineage, draw.randint(1, 7))
+            time.sleep(draw.uniform(0, 0.4))  # somewhere in a step
+        assert process.poll() is None, (tmp_path / "output.txt").read_text()[-3000:]
         os.kill(victim_of(process, draw), signal.SIGKILL)
         try:
             status = process.wait(draw.uniform(1, 6))

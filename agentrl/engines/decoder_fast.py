@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 
 from agentrl.engines.attention import Attention
 from agentrl.engines.kv import LayerShape
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from agentrl.engines.step import Step
 
 
-class Unsupported(Exception):  # noqa: N818
+class Unsupported(Exception):
     """A decoder does not reproduce this model; the message says why."""
 
 
@@ -79,6 +79,7 @@ class FastDecoder:
         self._group: int = config.num_attention_heads // config.num_key_value_heads
         self._dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._eps: float = config.rms_norm_eps
+        self._eps_tensor = torch.tensor(self._eps, dtype=torch.float32, device=model.device)
         self._gelu = _activation(config) == "gelu_pytorch_tanh"
         self.shapes = [LayerShape(heads=self._heads, dim=self._dim)] * config.num_hidden_layers
         self._bindings: dict[str, Binding] = {}
@@ -167,35 +168,30 @@ class FastDecoder:
 
     def forward(self, step: Step) -> torch.Tensor:
         """As in `Decoder`."""
-        hidden = F.embedding(step.ids, self._embedding)
+        hidden = torch.embedding(self._embedding, step.ids)
         if self._embed_scale is not None:
             hidden = hidden * self._embed_scale
         turns = {kind: table[step.positions] for kind, table in self._rotations.items()}
         last = len(self._layers) - 1
         for index, layer in enumerate(self._layers):
-            normed = self._rms(hidden, layer.factors["input_layernorm"])
-            attended = self._attend(step, index, layer, normed, turns[layer.rotation])
+            attended = self._attend(step, index, layer, self._rms(hidden, layer.factors["input_layernorm"]), turns[layer.rotation])
             if index == last and step.wanted is not None:  # nothing after this depends on other tokens
                 attended, hidden = attended[step.wanted], hidden[step.wanted]
             hidden = self._mlp(layer, self._add_attention(layer, hidden, attended))
-        logits = torch.mm(self._rms(hidden, self._norm_factor), self._head.t())
-        return logits.float()
+        return torch.mm(self._rms(hidden, self._norm_factor), self._head.t()).float()
 
     def _attend(self, step: Step, index: int, layer: Layer, normed: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
         """[tokens, hidden] -> [tokens, query heads x dim]."""
-        if layer.qkv_bias is None:
-            fused = torch.mm(normed, layer.qkv.t())
-        else:
-            fused = torch.addmm(layer.qkv_bias, normed, layer.qkv.t())
+        fused = torch.mm(normed, layer.qkv.t()) if layer.qkv_bias is None else torch.addmm(layer.qkv_bias, normed, layer.qkv.t())
+        pairs = fused.view(-1, self._heads, self._group + 2, self._dim // 2, 2)
         fused = fused.view(-1, self._heads, self._group + 2, self._dim)
-        queries_key = fused[:, :, :-1]
-        turned = queries_key
+        turned = fused[:, :, :-1]
         if self._family.qk_norm:
-            turned = self._rms(queries_key, layer.factors["qk"])
+            turned = self._rms(turned, layer.factors["qk"])
         if self._dtype == torch.float32:
-            torch.mul(_paired(turned), turns, out=_paired(queries_key))
+            torch.mul(_complex(turned, self._dim), turns, out=torch.view_as_complex(pairs)[:, :, :-1])
         else:
-            queries_key.copy_(torch.view_as_real(_paired(turned.float()) * turns).flatten(-2))
+            pairs[:, :, :-1] = torch.view_as_real(_complex(turned.float(), self._dim) * turns)
         result = step.attend(index, fused[:, :, :-2], fused[:, :, -2:], layer.attention)
         return result.view(-1, self._heads * self._group * self._dim)
 
@@ -216,9 +212,11 @@ class FastDecoder:
 
     def _rms(self, values: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         """RMS norm over the last dimension; `factor` may have one row for each of the second to last."""
-        if self._dtype == torch.float32 and factor.dim() == 1:
-            return F.rms_norm(values, (values.shape[-1],), factor, self._eps)
-        normed = F.rms_norm(values.float(), (values.shape[-1],), None, self._eps)
+        if self._dtype == torch.float32:  # as exact as torch.rms_norm, in two thirds of its time on a CPU
+            length = torch.linalg.vector_norm(values, 2, -1, True)
+            scale = torch.addcmul(self._eps_tensor, length, length, value=1 / values.shape[-1]).rsqrt_()
+            return (values * scale).mul_(factor)
+        normed = torch.rms_norm(values.float(), (values.shape[-1],), None, self._eps)
         if self._family.sandwich:  # Gemma multiplies before it rounds, Llama after
             return normed.mul_(factor).to(self._dtype)
         return normed.to(self._dtype).mul_(factor)
@@ -266,5 +264,5 @@ def _rotations(model: Any, length: int, dim: int) -> dict[str, torch.Tensor]:
     return tables
 
 
-def _paired(values: torch.Tensor) -> torch.Tensor:
-    return torch.view_as_complex(values.unflatten(-1, (-1, 2)))
+def _complex(values: torch.Tensor, dim: int) -> torch.Tensor:
+    return torch.view_as_complex(values.unflatten(-1, (dim // 2, 2)) if not values.is_contiguous() else values.view(*values.shape[:-1], dim // 2, 2))

@@ -1,7 +1,7 @@
 """Keys and values of running requests, in pools by length.
 
 A pool holds requests of up to `capacity` tokens in dense rows, so that decoding reads whole slices: no gather, no paging. A request
-that outgrows its pool moves to the next, twice as long; so neither memory nor attention pays for the longest request in the batch.
+that outgrows its pool moves to a longer one; so neither memory nor attention pays for the longest request in the batch.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SHORTEST_POOL = 64
-"""Capacity of the first pool, in tokens."""
-FIRST_ROWS = 8
+POOL_STEP = 32
+"""Capacities grow by so many tokens, and from four times that on they double."""
+FIRST_ROWS = 16
 """Rows of a pool when it is first used; they double as needed."""
 
 
@@ -41,22 +41,25 @@ class Pool:
         self._device = device
         self._rows = 0
         self.layers: list[torch.Tensor] = []
-        """A layer each: [rows, kv heads, 2 (key, value), capacity, dim]. Never NaN: attention reads rows past their length, masked."""
+        """A layer each: [2 (key, value), rows, kv heads, capacity, dim]. Never NaN: attention reads rows past their length, masked."""
 
     def append(self, slot: int) -> int:
         """Give a slot a row; returns it."""
-        if len(self.slots) == self._rows:
-            self._grow(min(self._most_rows, max(FIRST_ROWS, 2 * self._rows)))
+        self.reserve(1)
         self.slots.append(slot)
         return len(self.slots) - 1
 
-    def _grow(self, rows: int) -> None:
+    def reserve(self, more: int) -> None:
+        """Make room for so many more rows."""
         used = len(self.slots)
+        if used + more <= self._rows:
+            return
+        rows = min(self._most_rows, max(FIRST_ROWS, 2 * self._rows, used + more))
         grown = []
         for index, shape in enumerate(self._shapes):
-            layer = torch.zeros((rows, shape.heads, 2, self.capacity, shape.dim), dtype=self._dtype, device=self._device)
+            layer = torch.zeros((2, rows, shape.heads, self.capacity, shape.dim), dtype=self._dtype, device=self._device)
             if used:
-                layer[:used] = self.layers[index][:used]
+                layer[:, :used] = self.layers[index][:, :used]
             grown.append(layer)
         self.layers = grown
         self._rows = rows
@@ -76,7 +79,7 @@ class Pool:
             source, target = _index(movers, self._device), _index(holes, self._device)
             for layer in self.layers:
                 view = layer[:, :, :, :length]
-                view[target] = view[source]
+                view[:, target] = view[:, source]
         moved = [(self.slots[mover], hole) for mover, hole in zip(movers, holes, strict=True)]
         for slot, hole in moved:
             self.slots[hole] = slot
@@ -143,10 +146,11 @@ class KVCache:
     def _move_up(self, slots: list[int], index: int, lengths: np.ndarray) -> None:
         pool, target = self.pools[index], self.pools[index + 1]
         rows = self.row[slots].tolist()
+        target.reserve(len(slots))
         new_rows = [target.append(slot) for slot in slots]
         source, destination = _index(rows, self.device), _index(new_rows, self.device)
         for old, new in zip(pool.layers, target.layers, strict=True):
-            new[destination, :, :, : pool.capacity] = old[source]
+            new[:, destination, :, : pool.capacity] = old[:, source]
         for slot, row in pool.remove(rows, int(lengths[pool.slots].max())):
             self.row[slot] = row
         self.pool[slots] = index + 1
@@ -158,24 +162,24 @@ class KVCache:
         for index in {int(self.pool[slot]) for slot in targets}:
             rows = _index([int(self.row[slot]) for slot in targets if self.pool[slot] == index], self.device)
             for old, new in zip(pool.layers, self.pools[index].layers, strict=True):
-                new[rows, :, :, :length] = old[row, :, :, :length]
+                new[:, rows, :, :length] = old[:, row : row + 1, :, :length]
 
     def read(self, slot: int, length: int) -> list[torch.Tensor]:
-        """Copies of the first `length` tokens of a slot: [kv heads, 2, length, dim] a layer."""
+        """Copies of the first `length` tokens of a slot: [2, kv heads, length, dim] a layer."""
         row = int(self.row[slot])
-        return [layer[row, :, :, :length].clone() for layer in self.pools[self.pool[slot]].layers]
+        return [layer[:, row, :, :length].clone() for layer in self.pools[self.pool[slot]].layers]
 
     def write(self, slot: int, layers: Sequence[torch.Tensor], length: int) -> None:
         """Put the first `length` tokens of what `read` returned into a slot."""
         row = int(self.row[slot])
         for layer, tensor in zip(self.pools[self.pool[slot]].layers, layers, strict=True):
-            layer[row, :, :, :length] = tensor[:, :, :length]
+            layer[:, row, :, :length] = tensor[:, :, :length]
 
     def wipe(self, slot: int) -> None:
         """Overwrite a slot's row with zeros."""
         row = int(self.row[slot])
         for layer in self.pools[self.pool[slot]].layers:
-            layer[row] = 0
+            layer[:, row] = 0
 
     def allocated_bytes(self) -> int:
         """Of all pools, used or not."""
@@ -188,12 +192,12 @@ class KVCache:
 
 
 def pool_capacities(context_length: int) -> list[int]:
-    """64, 128, 256 and so on, the last one at least the context's length and no longer than needed."""
+    """32, 64, 96, 128, 256, 512 and so on, the last one at least the context's length and no longer than needed."""
     capacities = []
-    capacity = SHORTEST_POOL
+    capacity = POOL_STEP
     while capacity < context_length:
         capacities.append(capacity)
-        capacity *= 2
+        capacity += POOL_STEP if capacity < 4 * POOL_STEP else capacity
     return [*capacities, -(-context_length // 16) * 16]
 
 

@@ -20,7 +20,7 @@ class Prefix:
     ids: np.ndarray
     """[length] int32."""
     layers: list[torch.Tensor]
-    """[kv heads, 2, length, dim] a layer."""
+    """[2, kv heads, length, dim] a layer."""
     nbytes: int
 
 

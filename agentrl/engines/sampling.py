@@ -78,10 +78,13 @@ def _invert(masses: torch.Tensor, blocks: torch.Tensor, uniforms: torch.Tensor) 
     heights = blocks.cumsum(-1)
     targets = uniforms * heights[:, -1]
     block = _first_above(heights, targets)
-    below = torch.where(block > 0, heights.gather(1, (block - 1).clamp_(min=0)[:, None]).squeeze(1), 0.0)
+    below = (heights - blocks).gather(1, block[:, None]).squeeze(1)
     inside = block[:, None] * length + torch.arange(length, device=masses.device)
-    beyond = inside >= vocabulary
-    steps = masses.gather(1, inside.clamp(max=vocabulary - 1)).double().masked_fill_(beyond, 0.0).cumsum(-1)
+    if vocabulary % length:  # the last block is shorter
+        steps = masses.gather(1, inside.clamp(max=vocabulary - 1)).masked_fill_(inside >= vocabulary, 0.0)
+    else:
+        steps = masses.gather(1, inside)
+    steps = steps.cumsum(-1, dtype=torch.float64)
     return block * length + _first_above(steps, targets - below)
 
 

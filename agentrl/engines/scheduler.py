@@ -17,7 +17,7 @@ import torch
 from agentrl.engines.kv import KVCache
 from agentrl.engines.prefixes import PrefixStore
 from agentrl.engines.sampling import Truncation, draw
-from agentrl.engines.slots import Key, Running, Slots
+from agentrl.engines.slots import MOST_STOPS, Key, Running, Slots
 from agentrl.engines.step import Segment, plan_step
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ PREFIX_SHARE = 0.25
 """Share of the KV memory that may hold caches of earlier turns."""
 
 
-class Refused(Exception):  # noqa: N818
+class Refused(Exception):
     """A request that cannot be served; the message says why and what to change."""
 
 
@@ -121,6 +121,8 @@ class Scheduler:
             raise Refused(f"prompt ids must be from 0 to {self._decoder.vocab_size - 1}, got {ids.min()} to {ids.max()}: another model's tokenizer?")
         if request.max_tokens < 1 or request.seed < 0:
             raise Refused(f"max_tokens must be at least 1 and seed at least 0, got {request.max_tokens} and {request.seed}")
+        if len(request.stop_ids) > MOST_STOPS:
+            raise Refused(f"at most {MOST_STOPS} ids may end a completion, got {len(request.stop_ids)}")
         if not (contract.temperature >= 0 and math.isfinite(contract.temperature)):
             raise Refused(f"the temperature must be a number from 0, got {contract.temperature}")
         if not (0 < contract.top_p <= 1 and contract.top_k >= 0 and 0 <= contract.min_p < 1):

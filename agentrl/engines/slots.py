@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 UNIFORMS = 64
 """Random numbers drawn at once for a request."""
+MOST_STOPS = 16
+"""Different ids that may end one completion."""
 
 Key = tuple[int, int]
 """Who asked: client, and the client's number of the request."""
@@ -60,8 +62,8 @@ class Slots:
     """[slots] bool."""
     truncated: np.ndarray
     """[slots] bool."""
-    stops: list[frozenset[int]]
-    """[slots] ids that end a completion."""
+    stops: np.ndarray
+    """[slots, MOST_STOPS] int32: ids that end a completion, then -1."""
     uniforms: np.ndarray
     """[slots, UNIFORMS] float64; column i is for the sampled token whose number is i modulo UNIFORMS."""
     running: list[Running | None]
@@ -81,7 +83,7 @@ class Slots:
             temperature=np.ones(count, dtype=np.float32),
             greedy=np.zeros(count, dtype=bool),
             truncated=np.zeros(count, dtype=bool),
-            stops=[frozenset()] * count,
+            stops=np.full((count, MOST_STOPS), -1, dtype=np.int32),
             uniforms=np.zeros((count, UNIFORMS)),
             running=[None] * count,
             free=list(range(count - 1, -1, -1)),
@@ -99,7 +101,8 @@ class Slots:
         self.temperature[slot] = contract.temperature or 1.0
         self.greedy[slot] = contract.temperature == 0
         self.truncated[slot] = contract.truncated
-        self.stops[slot] = frozenset(request.stop_ids)
+        self.stops[slot] = -1
+        self.stops[slot, : len(request.stop_ids)] = request.stop_ids
         self.running[slot] = running
         self.uniforms[slot] = running.stream.random(UNIFORMS)
         return slot
@@ -131,14 +134,9 @@ class Slots:
         self.cached[slots] = at
         for slot in slots[(at + 1 - self.prompt[slots]) % UNIFORMS == 0].tolist():
             self.uniforms[slot] = self.at(slot).stream.random(UNIFORMS)
-        full = at + 1 >= self.limit[slots]
-        ended: list[tuple[int, FinishReason]] = []
-        for slot, token, is_full in zip(slots.tolist(), ids.tolist(), full.tolist(), strict=True):
-            if token in self.stops[slot]:
-                ended.append((slot, "stop"))
-            elif is_full:
-                ended.append((slot, "length"))
-        return ended
+        stopped = (ids[:, None] == self.stops[slots]).any(1)
+        ended = np.flatnonzero(stopped | (at + 1 >= self.limit[slots]))
+        return [(int(slots[row]), "stop" if stopped[row] else "length") for row in ended]
 
     def mark(self, slot: int, version: Version) -> None:
         """From the next token on, a slot samples with the weights of `version`."""

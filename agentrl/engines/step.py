@@ -35,11 +35,11 @@ class Step:
     wanted: torch.Tensor | None
     """[logits] int64: tokens after which a next one is sampled; None means after each. May be empty, and may repeat."""
 
-    def attend(self, layers: int, query: torch.Tensor, new: torch.Tensor, how: Attention) -> torch.Tensor:
+    def attend(self, index: int, query: torch.Tensor, new: torch.Tensor, how: Attention) -> torch.Tensor:
         """Put new keys and values into the cache and attend.
 
         Args:
-            layers: index of the layer.
+            index: of the layer.
             query: [tokens, kv heads, queries per kv head, dim].
             new: [tokens, kv heads, 2 (key, value), dim].
             how: the layer's attention.
@@ -48,10 +48,10 @@ class Step:
         """
         results = []
         for part in self.parts:
-            layer = part.pool.layers[layers]
+            layer = part.pool.layers[index]
             added = new[part.start : part.stop]
             flat = layer.view(-1, layer.shape[-1])
-            flat.index_copy_(0, part.targets(layer.shape[1]), added.reshape(-1, layer.shape[-1]))
+            flat.index_copy_(0, part.targets(layer), added.reshape(-1, layer.shape[-1]))
             results.append(part.attend(layer, query[part.start : part.stop], added, how))
         return results[0] if len(results) == 1 else torch.cat(results)
 

@@ -94,9 +94,10 @@ class _TokenLogprobs(torch.autograd.Function):
         # A single tile is within the memory that one may take: it stays, and spares the backward pass the largest product.
         keep = len(tiles) == 1 and head.softcap is None and ctx.needs_input_grad[0]
         ctx.save_for_backward(hidden, weight, bias, targets, normalizer, logits if keep else None)
-        entropy = (normalizer - moment / total).squeeze(1)
+        logprobs = chosen.squeeze(1) - normalizer.squeeze(1)
+        entropy = normalizer.squeeze(1) - (moment / total).squeeze(1)
         ctx.mark_non_differentiable(entropy)
-        return (chosen - normalizer).squeeze(1), entropy
+        return logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -7,6 +7,7 @@ scaled or soft-capped. What a model really computes is checked at the start on a
 from __future__ import annotations
 
 import contextlib
+import warnings
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -151,8 +152,9 @@ def _with_adapter(model: PreTrainedModel, lora: LoraConfig, seed: int) -> PeftMo
         bias="none",
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)  # the same adapter on every rank
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # between peft and transformers
         try:
             adapted = peft.get_peft_model(model, options)
         except ValueError as error:

@@ -62,7 +62,7 @@ def shard(policy: Policy, accelerator: Accelerator, *, dtype: torch.dtype) -> No
 def replicate(policy: Policy, accelerator: Accelerator) -> torch.nn.Module:
     """The policy under DDP: every rank holds it whole."""
     devices = [accelerator.device] if accelerator.device.type == "cuda" else None
-    return torch.nn.parallel.DistributedDataParallel(policy, device_ids=devices, broadcast_buffers=False)
+    return torch.nn.parallel.DistributedDataParallel(policy, device_ids=devices)
 
 
 def accumulating(model: torch.nn.Module, *, last: bool) -> AbstractContextManager[None]:

@@ -63,7 +63,8 @@ class EnvWorker:
         self._outgoing = bytearray()
         self._outgoing_waits = trio.Event()
         self._finished = trio.Event()
-        self._why = ""
+        self._why = "the run is over"
+        self._died = False
         self._gone = ""
         self.served = False
         """Whether it ever finished an episode."""
@@ -89,7 +90,7 @@ class EnvWorker:
             self.retired.set()
             with trio.CancelScope(shield=True):
                 how = await self._host.end()
-            self._fail_all(f"its worker was ended: {self._why}" if self._why else f"its worker died: it {how}")
+            self._fail_all(f"its worker died: it {how}" if self._died else f"its worker was ended: {self._why}")
 
     async def set_up(self, setup: Setup, timeout_s: float) -> None:
         """Import the environment. Raises `ConfigError` for what is wrong with it, `SetupDied` where the process ended meanwhile."""
@@ -170,10 +171,16 @@ class EnvWorker:
             if not ends_itself:
                 self._post(Close(session=session))
 
+    def close_all(self) -> None:
+        """Count every episode out."""
+        for session in list(self._open):
+            self.close(session)
+
     def retire(self, why: str) -> None:
-        """Take no more episodes; end when the last one does."""
-        self._why = self._why or why
-        self.retired.set()
+        """Take no more episodes; end when the last one does. The first reason stays."""
+        if not self.retired.is_set():
+            self._why = why
+            self.retired.set()
         self._end_if_idle()
 
     def _end_if_idle(self) -> None:
@@ -181,6 +188,7 @@ class EnvWorker:
             self._finished.set()
 
     def _lost(self) -> None:
+        self._died = True
         self.retired.set()
         self._finished.set()
 
@@ -202,9 +210,10 @@ class EnvWorker:
                 elif (call := self._calls.get(getattr(message, "call", 0))) is not None:
                     call.answer = message
                     call.answered.set()
+            self._lost()
         except wire.FrameError as error:
-            self._why = str(error)
-        self._lost()
+            self.retire(str(error))
+            self._finished.set()
 
     def _on_closed(self, session: int) -> None:
         self.served = True

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
 import subprocess
 import uuid
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 
 from agentrl.processes import Child, last_lines, start_child
+from agentrl.rollout.guardian import MARK, Guardian, kill_group
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     Launch = Callable[[int], "HostProcess"]
     """Starts the worker of a slot."""
 
-MARK = "AGENTRL_ENV_WORKER"
-"""Environment variable with a value of its own for each worker: descendants that left the process group are found by it."""
-
-KILL_ROUNDS = 10
 REAP_S = 10.0
 """A killed process ends at once, unless the kernel itself hangs in it."""
 
@@ -49,14 +45,23 @@ class HostProcess(Protocol):
 
 
 class LocalHost:
-    """A worker on this machine, in a session and process group of its own."""
+    """A worker on this machine, in a session and process group of its own.
 
-    def __init__(self, name: str, log: Path) -> None:
+    Args:
+        name: for messages.
+        log: file that what user code prints is appended to.
+        guardian: ends the worker where this process is killed; without one, what user code started may then live on.
+    """
+
+    def __init__(self, name: str, log: Path, guardian: Guardian | None = None) -> None:
         self._mark = uuid.uuid4().hex
+        self._guardian = guardian
         ours, theirs = socket.socketpair()
         try:
             with theirs:
                 self._child = _start(name, theirs, self._mark, log)
+            if guardian is not None:
+                guardian.watch(self._mark, self.pid)
             self.stream: trio.abc.Stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         except BaseException:
             ours.close()
@@ -84,15 +89,13 @@ class LocalHost:
         return await trio.to_thread.run_sync(self._end)
 
     def _end(self) -> str:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
-        for _ in range(KILL_ROUNDS):  # again where one of them was just starting another
-            if not _kill_marked(self._mark):
-                break
+        kill_group(self._mark, self.pid)
         try:
             code = self._child.process.wait(REAP_S)
         except subprocess.TimeoutExpired:
             return f"did not end within {REAP_S:g} s of SIGKILL"
+        if self._guardian is not None:
+            self._guardian.forget(self._mark)
         return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
 
     def last_words(self) -> str:
@@ -112,15 +115,3 @@ def _start(name: str, sock: socket.socket, mark: str, log: Path) -> Child:
         pass_fds=[sock.fileno()],
         environment={MARK: mark, **defaults},
     )
-
-
-def _kill_marked(mark: str) -> bool:
-    """Kill every process that inherited a worker's mark; whether there was one. Does nothing where there is no /proc."""
-    sought = f"{MARK}={mark}".encode()
-    found = False
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it ended meanwhile, or belongs to someone else
-            if sought in (folder / "environ").read_bytes().split(b"\0"):
-                os.kill(int(folder.name), signal.SIGKILL)
-                found = True
-    return found

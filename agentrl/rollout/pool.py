@@ -14,6 +14,7 @@ import trio
 
 from agentrl.errors import AgentRLError, EnvironmentFailure, WorkerDied
 from agentrl.rollout.envworker import EnvironmentTimeout, EnvWorker, SetupDied
+from agentrl.rollout.guardian import Guardian
 from agentrl.rollout.hostprocess import LocalHost
 from agentrl.rollout.messages import Answer, CallTool, Grade, Graded, Observation, Open, Opened, Replied, Setup
 
@@ -147,6 +148,7 @@ class EnvPool:
         self._alive: set[EnvWorker] = set()
         self._changed = trio.Event()
         self._slots: list[trio.CancelScope] = []
+        self._guardian: Guardian | None = None
         self._context: AbstractAsyncContextManager[None] | None = None
         self._nursery: trio.Nursery | None = None
 
@@ -172,15 +174,16 @@ class EnvPool:
         return session
 
     async def _least_loaded(self) -> EnvWorker:
-        with trio.move_on_after(self._timeouts.setup_s):
-            while not (ready := [worker for worker in self._ready if not worker.retired.is_set()]):
+        while not (ready := [worker for worker in self._ready if not worker.retired.is_set()]):
+            with trio.move_on_after(self._timeouts.setup_s) as scope:
                 await self._changed.wait()
-            return min(ready, key=lambda worker: worker.load)
-        raise EnvironmentTimeout(f"no environment worker became ready within {self._timeouts.setup_s:g} s")
+            if scope.cancelled_caught:
+                raise EnvironmentTimeout(f"no environment worker became ready within {self._timeouts.setup_s:g} s")
+        return min(ready, key=lambda worker: worker.load)
 
     @asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
-        with tempfile.TemporaryDirectory(prefix="agentrl-env-") as folder:
+        with tempfile.TemporaryDirectory(prefix="agentrl-env-") as folder, Guardian() as self._guardian:
             self._logs = self._logs or Path(folder)
             try:
                 async with trio.open_nursery() as self._nursery:
@@ -200,9 +203,9 @@ class EnvPool:
         assert self._nursery is not None
         for scope in self._slots:
             scope.cancel()
+        for worker in self._alive:
+            worker.close_all()
         with trio.CancelScope(shield=True), trio.move_on_after(self._timeouts.close_s):
-            for worker in self._alive:
-                worker.retire("the run is over")
             while self._alive:
                 await self._changed.wait()
         self._nursery.cancel_scope.cancel()
@@ -225,6 +228,8 @@ class EnvPool:
                     await self._offer(worker)
                     # a worker that never finished an episode may be killed by each one: do not spin
                     barren = 0 if worker.served else barren + 1
+                finally:
+                    worker.retire("the run is over")
                 if deaths or barren > 1:
                     await trio.sleep(min(0.1 * 2 ** (deaths + barren), MOST_BACKOFF_S))
 
@@ -257,7 +262,7 @@ class EnvPool:
 
     def _launch_local(self, slot: int) -> LocalHost:
         assert self._logs is not None
-        return LocalHost(f"environment worker {slot}", self._logs / f"env-{os.getpid()}-{slot}.log")
+        return LocalHost(f"environment worker {slot}", self._logs / f"env-{os.getpid()}-{slot}.log", self._guardian)
 
 
 def alone(group: BaseExceptionGroup[BaseException]) -> BaseException:

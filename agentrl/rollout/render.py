@@ -6,21 +6,20 @@ templates which rewrite their own past (dropping old reasoning, prefilling `<thi
 
 from __future__ import annotations
 
-import json
 import re
 from collections import OrderedDict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
 from agentrl.errors import ConfigError
+from agentrl.rollout.tokenizer import codec, generation_eos, load_tokenizer
 from agentrl.rollout.toolcalls import THINK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -57,17 +56,18 @@ class Renderer:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, *, eos_ids: Iterable[int] = (), stop: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
-        self._encode = _encoder(tokenizer)
+        self._encode, self._decode = codec(tokenizer)
         self._cache: OrderedDict[bytes, Rendered] = OrderedDict()
         self._has_template = bool(tokenizer.chat_template)
         self._tool_prefix: list[Message] | None = None
         self._added = {token: added.content for token, added in tokenizer.added_tokens_decoder.items()}
         self._control = _alternatives([added.content for added in tokenizer.added_tokens_decoder.values() if added.special])
         self._turn_end: int | None = None
+        self._shows_text = True
         self.turn_ends: tuple[int, ...] = ()
         """Ids of the template's own end-of-turn tokens: in the middle of a conversation, and at its end."""
         self.keeps_prefix = True
-        """Whether the template renders a conversation as a prefix of its continuation. If not, contexts differ from re-rendered ones."""
+        """Whether the template renders a conversation, reasoning included, as a prefix of its continuation, as contexts here always are."""
         if self._has_template:
             self._probe()
         ends = [*self.turn_ends, *eos_ids, *map(self._stop_id, stop)]
@@ -80,10 +80,10 @@ class Renderer:
     def load(model: str, stop: Sequence[str] = ()) -> Renderer:
         """A renderer for a model's folder or Hub name. Raises `ConfigError` where it has no tokenizer."""
         try:
-            tokenizer = _load_tokenizer(model)
-        except (OSError, ValueError) as error:
+            tokenizer = load_tokenizer(model)
+        except Exception as error:  # transformers and tokenizers raise many kinds, tokenizers plain Exception for a broken file
             raise ConfigError(f"model {model!r} has no tokenizer that loads: {error}; save one beside it with save_pretrained") from None
-        return Renderer(tokenizer, eos_ids=_generation_eos(model), stop=stop)
+        return Renderer(tokenizer, eos_ids=generation_eos(model), stop=stop)
 
     def prompt(self, prompt: str | list[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Rendered:
         """The first prompt of an episode.
@@ -107,6 +107,8 @@ class Renderer:
                 "the environment gives messages, but the model's tokenizer has no chat template; give it one (tokenizer.chat_template = "
                 "..., then save_pretrained), use an instruction-tuned model, or return a plain string from the environment's start"
             )
+        if not self._shows_text:
+            raise ConfigError("the model's chat template does not show messages whose content is plain text; use a text model's template")
         text = self._render(prompt, tools)
         if tools and text == self._render(prompt, ()):
             raise ConfigError(
@@ -129,11 +131,18 @@ class Renderer:
             return _rendered(self._encode(text, False), text)
         prefix = self._prefix(messages)
         text = self._render([*prefix, *map(self._defused, messages)], tools)
-        start = _answer_end(text, prefix)
-        if self._turn_end is None:
-            return _rendered(self._encode_defused(text[start:]), text)
-        ids = self._encode_defused(text[text.index(self._added[self._turn_end], start) :])
+        cut = self._cut(text, prefix)
+        if cut < 0:
+            raise ConfigError(
+                f"the model's chat template ends no turn before a message of role {messages[0]['role']!r}; use another template"
+            )
+        ids = self._encode_defused(text[cut:])
         return _rendered(ids[1:] if last_id in self.turn_ends else ids, text)
+
+    def _cut(self, text: str, prefix: list[Message]) -> int:
+        """Where the stand-in's turn ends: at its end-of-turn token, right behind its words where the template has none; or -1."""
+        words = _answer_end(text, prefix)
+        return words if self._turn_end is None else text.find(self._added[self._turn_end], words)
 
     def _defused(self, message: Message) -> Message:
         """A message in which no special token can be read: what a tool or user says opens no turn in anybody else's name."""
@@ -148,7 +157,7 @@ class Renderer:
     def text(self, ids: np.ndarray) -> str:
         """The text of sampled ids without their end token; special tokens stay visible, broken UTF-8 becomes U+FFFD."""
         kept = ids[:-1] if len(ids) and int(ids[-1]) in self.stop_ids else ids
-        return str(self._tokenizer.decode(kept.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return self._decode(kept.tolist())
 
     def _prefix(self, messages: list[Message]) -> list[Message]:
         if messages[0]["role"] != "tool":
@@ -164,15 +173,18 @@ class Renderer:
         """Find the end-of-turn tokens, the stand-in that tool messages need, and whether the template extends its own prefix."""
         user = {"role": "user", "content": _NEXT}
         first = self._tried(_CHAT[:1])
+        self._shows_text = not first or _QUESTION in first
         middle = self._tried([*_CHAT, user])  # empty for a template of one turn: extension() says so where it is asked for more
         self._turn_end = self._end_after(middle)
         ends = (self._turn_end, self._end_after(self._tried(_CHAT, generate=False)))
         self.turn_ends = tuple(dict.fromkeys(end for end in ends if end is not None))
-        self.keeps_prefix = middle.startswith(first + _STAND_IN)
+        thought = {**_CHAT[1], "content": f"<think>\n{_NEXT}\n</think>\n\n{_STAND_IN}"}
+        again = self._tried([_CHAT[0], thought, user])
+        self.keeps_prefix = middle.startswith(first + _STAND_IN) and again.startswith(first + thought["content"])
         result = {"role": "tool", "name": "probe", "content": _NEXT, "tool_call_id": _CALL_ID}
         for prefix in (_CHAT, _CHAT_WITH_CALL):
             text = self._tried([*prefix, result])
-            if text.find(_NEXT) > _answer_end(text, prefix) > 0:
+            if text.find(_NEXT) > self._cut(text, prefix) >= _answer_end(text, prefix) > 0:
                 self._tool_prefix = prefix
                 break
 
@@ -244,47 +256,3 @@ def _plain_text(message: Message) -> str:
 
 def _names(tools: Sequence[Mapping[str, Any]]) -> list[str]:
     return [tool["function"]["name"] for tool in tools]
-
-
-def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[str, bool], list[int]]:
-    """`(text, add special tokens) -> ids`, usable from several threads at once."""
-    backend: Any = getattr(tokenizer, "_tokenizer", None)
-    if not tokenizer.is_fast or backend is None:
-        return lambda text, special: list(tokenizer.encode(text, add_special_tokens=special))
-    # the wrapper sets truncation at every call, which fails while another thread encodes; set once, the backend never changes
-    backend.no_truncation()
-    backend.no_padding()
-    return lambda text, special: list(backend.encode(text, add_special_tokens=special).ids)
-
-
-def _load_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    config = _json_of(Path(model) / "tokenizer_config.json")
-    if config.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend") and (Path(model) / "tokenizer.json").is_file():
-        from transformers import PreTrainedTokenizerFast  # without torch, which AutoTokenizer imports
-
-        plain: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(model)
-        return plain
-    from transformers import AutoTokenizer
-
-    auto: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
-    return auto
-
-
-def _generation_eos(model: str) -> list[int]:
-    config = _json_of(Path(model) / "generation_config.json")
-    if not Path(model).is_dir():
-        from transformers import GenerationConfig
-
-        try:
-            config = GenerationConfig.from_pretrained(model).to_dict()
-        except OSError:  # a model need not have one
-            config = {}
-    eos = config.get("eos_token_id")
-    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
-
-
-def _json_of(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    content: dict[str, Any] = json.loads(path.read_text())
-    return content

@@ -11,6 +11,7 @@ taken while both loops run. Needs torch and transformers, nothing of agentrl.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import multiprocessing
 import os
@@ -37,18 +38,21 @@ def generation_step(folder: str, loop: str) -> Callable[[], Any]:
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     texts = [task.text for task in prompts("fixed", GROUPS_PER_STEP) for _ in range(GROUP_SIZE)]
     ids = tokenizer(texts, return_tensors="pt").input_ids
+    # transformers renamed the argument in 5.24.
+    cache_name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
     @torch.no_grad()
     def library() -> torch.Tensor:
         options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": FIXED_TOKENS, "do_sample": True, "top_k": 0}
-        return model.generate(input_ids=ids, disable_compile=True, **options)
+        sampled: torch.Tensor = model.generate(input_ids=ids, disable_compile=True, **options)
+        return sampled
 
     @torch.no_grad()
     def plain() -> torch.Tensor:
-        cache = transformers.DynamicCache(config=model.config)
+        cache = {cache_name: transformers.DynamicCache(config=model.config)}
         tokens, drawn = ids, []
         for _ in range(FIXED_TOKENS):
-            logits = model(input_ids=tokens, past_key_values=cache, logits_to_keep=1).logits[:, -1]
+            logits = model(input_ids=tokens, logits_to_keep=1, **cache).logits[:, -1]
             tokens = logits.softmax(-1).multinomial(1)
             drawn.append(tokens)
         return torch.cat(drawn, dim=1)
@@ -80,7 +84,9 @@ def training_step(folder: str, loop: str) -> Callable[[], Any]:
     return train
 
 
-def work(make: Callable[[str, str], Callable[[], Any]], folder: str, loop: str, cpu: int, seconds: float, ready: Barrier, out: Connection) -> None:
+def work(
+    make: Callable[[str, str], Callable[[], Any]], folder: str, loop: str, cpu: int, seconds: float, ready: Barrier, out: Connection
+) -> None:
     """Warm up, wait for the other process, then report the time of every step that ends within `seconds`."""
     os.sched_setaffinity(0, {cpu})
     import torch

@@ -18,6 +18,7 @@ import os
 import random
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "mean_length": sum(_lengths[rows:]) / len(_lengths[rows:]),
         "expected_length": sum(task.max_tokens for task in steady) / len(steady),
         "first_step_s": round(ends[0] - started, 3),
-        "step_s": [round(after - before, 3) for before, after in zip(ends, ends[1:], strict=False)],
+        "step_s": [round(after - before, 3) for before, after in pairwise(ends)],
     }
 
 

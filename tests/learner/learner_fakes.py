@@ -105,8 +105,8 @@ def make_groups(seed: int = 0, *, groups: int = 3, members: int = 4, longest: in
     return result
 
 
-def gradients(learner: Learner, groups: list[Group]) -> dict[str, torch.Tensor]:
-    """The clipped-off gradient of a step: what the optimizer is given, read before it steps."""
+def gradients(learner: Learner, groups: list[Group]) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """A step's gradient, as the optimizer is given it, and its metrics."""
     taken: dict[str, torch.Tensor] = {}
 
     def read(optimizer: torch.optim.Optimizer, *_: object) -> None:
@@ -116,12 +116,13 @@ def gradients(learner: Learner, groups: list[Group]) -> dict[str, torch.Tensor]:
                 taken[name] = (grad.full_tensor() if hasattr(grad, "full_tensor") else grad).detach().clone()
 
     handle = learner._optimizer.register_step_pre_hook(read)
-    learner.update(groups)
+    metrics = learner.update(groups)
     handle.remove()
-    return taken
+    return taken, metrics
 
 
 def distance(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
     """The largest relative L2 distance of a parameter's gradients."""
     assert left.keys() == right.keys()
-    return max(float((left[name] - right[name]).norm() / right[name].norm().clamp(min=1e-300)) for name in left)
+    gaps = {name: float((left[name].double() - right[name].double()).norm()) for name in left}
+    return max(gap / float(right[name].double().norm()) if gap else 0.0 for name, gap in gaps.items())

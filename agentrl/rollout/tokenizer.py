@@ -1,0 +1,64 @@
+"""Loading a tokenizer, and the two functions of it that episodes use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import PreTrainedTokenizerBase
+
+
+def codec(tokenizer: PreTrainedTokenizerBase) -> tuple[Callable[[str, bool], list[int]], Callable[[list[int]], str]]:
+    """`(text, add special tokens) -> ids` and `ids -> text`, both usable from several threads at once."""
+    backend: Any = getattr(tokenizer, "_tokenizer", None)
+    if not tokenizer.is_fast or backend is None:
+        return (
+            lambda text, special: list(tokenizer.encode(text, add_special_tokens=special)),
+            lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)),
+        )
+    # the wrapper sets truncation at every call, which fails while another thread encodes; set once, the backend never changes
+    backend.no_truncation()
+    backend.no_padding()
+    return (
+        lambda text, special: list(backend.encode(text, add_special_tokens=special).ids),
+        lambda ids: str(backend.decode(ids, skip_special_tokens=False)),
+    )
+
+
+def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or Hub name; raises `OSError` or `ValueError` where there is none."""
+    config = _json_of(Path(model) / "tokenizer_config.json")
+    if config.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend") and (Path(model) / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast  # without torch, which AutoTokenizer imports
+
+        plain: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(model)
+        return plain
+    from transformers import AutoTokenizer
+
+    auto: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
+    return auto
+
+
+def generation_eos(model: str) -> list[int]:
+    """The end tokens of a model's generation config, where it has one."""
+    config = _json_of(Path(model) / "generation_config.json")
+    if not Path(model).is_dir():
+        from transformers import GenerationConfig
+
+        try:
+            config = GenerationConfig.from_pretrained(model).to_dict()
+        except OSError:  # a model need not have one
+            config = {}
+    eos = config.get("eos_token_id")
+    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
