@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentrl import registry
 from agentrl.records import Task
-from agentrl.rollout.rows import load_rows
+from agentrl.rollout.rows import load_rows, plain_row
 from agentrl.rollout.tools import describe_tools
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def _tasks(spec: str, split: Split, num_tasks: int) -> Iterator[str]:
     rows = load_rows(spec, split, ())
     yield f"{split}: {len(rows):,} tasks"
     for index in range(min(num_tasks, len(rows))):
-        task = Task.from_row(spec, rows[index])
+        task = Task.from_row(spec, plain_row(f"environment {spec!r}, tasks({split!r})", rows, index))
         yield f"  task {task.id}"
         yield from _indented(f"row     {_cut(json.dumps(task.row, ensure_ascii=False))}", 4)
         environment = registry.load(spec)()

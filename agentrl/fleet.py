@@ -103,7 +103,7 @@ class Fleet:
         with self._lock:
             self._members[number] = member
         wire.send(ours, self._setup)
-        threading.Thread(target=self._listen, args=(number, member), name=f"rollout-{number}", daemon=True).start()
+        threading.Thread(target=self._supervise, args=(number, member), name=f"rollout-{number}", daemon=True).start()
 
     def pump(self) -> None:
         """Send out every group that may be dispatched, each to the process with the fewest."""
@@ -112,7 +112,11 @@ class Fleet:
                 ready = [member for member in self._members if member is not None and member.ready]
                 if not ready:
                     return
-                dispatch = self._next_group()
+                try:
+                    dispatch = self._next_group()
+                except AgentRLError as error:  # a task that cannot be had ends the run, whichever thread asked for it
+                    self._on_failure(error)
+                    return
                 if dispatch is None:
                     return
                 self._send_play(min(ready, key=lambda member: len(member.groups)), dispatch)
@@ -143,6 +147,14 @@ class Fleet:
                     except OSError:
                         member.ready = False
 
+    def _supervise(self, number: int, member: Member) -> None:
+        """Listen to a process until it ends. A bug here must end the run at once, not when the learner is tired of waiting."""
+        try:
+            self._listen(number, member)
+        except BaseException as error:
+            self._on_failure(WorkerDied(f"the thread that listens to {member.child.name} failed: {type(error).__name__}: {error}"))
+            raise
+
     def _listen(self, number: int, member: Member) -> None:
         receiver: wire.Receiver[FromRollout] = wire.Receiver(member.sock, FromRollout)
         reason = ""
@@ -164,7 +176,7 @@ class Fleet:
                     return
         except TimeoutError:
             reason = f"it sent nothing for {member.sock.gettimeout():.0f} s"
-        except (OSError, wire.FrameError) as error:
+        except OSError as error:  # wire.FrameError is one
             reason = str(error)
         if not self._stopping:
             self._replace(number, member, reason)

@@ -12,6 +12,7 @@ _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BOX_COMMAND = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 _MARKED = re.compile(r"####[ \t]*([^\n]*)")
 _SAID = re.compile(r"\banswer\b(?:\s+(?!is\b)\w+){0,4}?\s*(?:\bis\b|:|=)[\s:]*([^\n]+)", re.IGNORECASE)
+_EMPHASIS = re.compile(r"^\*\*(.+?)\*\*(?=[.,;]?$)")
 _SENTENCE_END = re.compile(r"[.!?](?=\s)|[.?]$")
 
 
@@ -39,7 +40,7 @@ def answer_text(text: str) -> str | None:
         if found:
             return _sentence(found[-1]) or None
     lines = [line.strip() for line in spoken.splitlines() if line.strip()]
-    return lines[-1] if lines else None
+    return _EMPHASIS.sub(r"\1", lines[-1]) if lines else None
 
 
 def last_box(text: str) -> str | None:

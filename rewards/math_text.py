@@ -19,6 +19,7 @@ _REPLACED = (
     (re.compile(r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle)(?![A-Za-z])\s*\.?"), ""),
     (re.compile(r"(?<=\d)(?:\\[,!;: ]|\{,\}|~)(?=\d{3}(?!\d))"), ","),
     (re.compile(r"\{,\}"), ","),
+    (re.compile(r"(?<![\d.])(\d{1,3}) (\d{3})(?: (\d{3}))?(?![\d ])"), r"\1\2\3"),
     (re.compile(r"\\[,!;: ]|\\q?quad(?![A-Za-z])|~"), " "),
     (re.compile(r"\\math(?:rm|it|bf)\{\s*([A-Za-z])\s*\}|\\operatorname\{\s*([ei])\s*\}"), r"\1\2"),
     (re.compile(r"\\(?:textbf|textrm|textit|textnormal|mathrm|mathbf|mathit|mbox|operatorname)\s*\{"), r"\\text{"),
@@ -35,7 +36,7 @@ _REPLACED = (
     (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
     (re.compile(r"<="), r"\\le "),
     (re.compile(r">="), r"\\ge "),
-    (re.compile(r"!="), r"\\ne "),
+    (re.compile(r"(?<=[A-Za-z])\s*!="), r"\\ne "),
     (re.compile(r"\\leq(?:slant)?(?![A-Za-z])"), r"\\le "),
     (re.compile(r"\\geq(?:slant)?(?![A-Za-z])"), r"\\ge "),
     (re.compile(r"\\neq(?![A-Za-z])"), r"\\ne "),
@@ -83,10 +84,17 @@ def normalize(text: str) -> str:
             inner = pattern.fullmatch(text)
             if inner is not None and not re.search(r"(?<!\\)\$", inner[1]):
                 text = inner[1].strip()
-    text = re.sub(r"(?<!\\)\$(?=\s*\d)(?!.*(?<!\\)\$.*\$)", r"\\$", text) if text.count("$") == 1 else re.sub(r"(?<!\\)\$", "", text)
+    if text.count("$") == 1:  # the currency, not a formula's border
+        text = re.sub(r"^(-?) ?\$(?=\s*[\d.])", r"\1\\$", text)
+    text = re.sub(r"(?<!\\)\$", " ", text)
     for pattern, replacement in _REPLACED:
         text = pattern.sub(replacement, text)
     return text.strip().rstrip(".,;:").strip()
+
+
+def compact(text: str) -> str:
+    """Without white space, except between digits."""
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
 
 
 def _plain_character(character: str) -> str:

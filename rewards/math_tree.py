@@ -91,6 +91,11 @@ def _parse(tokens: list[str], depths: list[int], *, bracketed: bool) -> Node:
     for mark, kind in (("\\cup", "cup"), (":", ":")):
         if places := [(at, at + 1) for at, token in enumerate(tokens) if outside[at] and token == mark]:
             return Listing(kind, tuple(_split(tokens, depths, places)))
+    if "\\pm" in tokens:
+        swapped = {"\\pm": "-", "\\mp": "+"}
+        other = [swapped.get(token, token) for token in tokens]
+        plain = [{"-": "+", "+": "-"}[swapped[token]] if token in swapped else token for token in tokens]
+        return Listing(",", (_parse(plain, depths, bracketed=False), _parse(other, depths, bracketed=False)))
     return _enclosed(tokens, outside, depths) or Leaf(text)
 
 

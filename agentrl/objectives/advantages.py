@@ -1,7 +1,7 @@
 """Statistics over the rewards of a group, in float64 and defined for every group, however degenerate.
 
-Sums are exact (`math.fsum`), so that the order of members or groups changes no bit. Whether all members are equal is decided
-by comparing them, never by a threshold on a rounded deviation: such a group gets exactly 0.
+Sums are exact (`math.fsum`), so that the order of members or groups changes no bit. Differences are taken from the smallest member
+before the mean is, so that equal members get exactly 0 and not a rounding error that a division would blow up.
 """
 
 from __future__ import annotations
@@ -20,25 +20,23 @@ STD_EPS = 1e-4
 """Added to a standard deviation before dividing by it, as TRL does. The papers divide by the bare deviation, which blows noise up to
 full size: rewards [0, 0, 0, 1e-6] would weigh as much as [0, 0, 0, 1]. Spreads far below 1e-4 fade out instead."""
 
-MAX_SPREAD = 1e300
-"""Rewards of one group that lie further apart would overflow float64."""
+MAX_REWARD = 1e300
+"""Sums of larger rewards could overflow float64."""
 
 
 def deviations(values: ArrayLike) -> np.ndarray:
     """Differences from the mean, [members] float64; exactly 0 where all members are equal and in a group of one.
 
-    Raises `EnvironmentFailure` for values that are not finite or lie more than `MAX_SPREAD` apart.
+    Raises `EnvironmentFailure` for values that are not finite or beyond `MAX_REWARD`.
     """
     array = np.asarray(values, dtype=np.float64)
     if not len(array):
         return array
     low, high = float(array.min()), float(array.max())
-    if low == high:
-        return np.zeros_like(array)
-    # Written so that NaN fails it too. Not array.max() - array.min() first: that overflows with a warning.
-    if not (abs(low) < MAX_SPREAD and abs(high) < MAX_SPREAD):
-        raise EnvironmentFailure(f"rewards of one group reach from {low} to {high}; they must be finite and within +-{MAX_SPREAD:g}")
-    offsets = array - low
+    # Written so that NaN fails it too.
+    if not (abs(low) < MAX_REWARD and abs(high) < MAX_REWARD):
+        raise EnvironmentFailure(f"rewards of one group reach from {low} to {high}; they must be finite and within +-{MAX_REWARD:g}")
+    offsets = array - low  # exactly 0 where all are equal
     result: np.ndarray = offsets - math.fsum(offsets) / len(array)
     return result
 

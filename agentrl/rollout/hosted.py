@@ -19,6 +19,7 @@ from agentrl import registry
 from agentrl.environment import Environment, Episode, SingleTurn, as_score, tool_methods
 from agentrl.errors import ConfigError, EnvironmentFailure
 from agentrl.records import Score
+from agentrl.rollout.arguments import Unfit
 from agentrl.rollout.messages import Answer, CallTool, Failed, Grade, Graded, Observation, Open, Opened, Replied, Request, Response, Setup
 
 if TYPE_CHECKING:
@@ -137,8 +138,10 @@ class HostedEpisode:
             text = as_text(self._resolved(getattr(self._environment, request.name)(**arguments)))
         except EnvironmentFailure:
             raise
+        except Unfit as unfit:
+            text, failed = clean(f"error: {unfit}"), True
         except Exception as error:  # the boundary to a tool: what it raises, the model may read and mend
-            text, failed = clean(_tool_error(error)), True
+            text, failed = clean(f"error: {type(error).__name__}: {text_of(error)}"), True
         return Observation(call=request.call, text=self._cut(text), done=bool(self._environment.done), error=failed)
 
     def _reply(self, request: Answer) -> Replied:
@@ -248,9 +251,3 @@ def _shown(value: Any) -> str:
     except Exception:  # the same, in __repr__
         text = "?"
     return f"a {type(value).__name__}: {clean(text)[:80]}"
-
-
-def _tool_error(error: Exception) -> str:
-    said = text_of(error)
-    kind = type(error).__name__
-    return f"error: {said}" if kind == "ArgumentError" else f"error: {kind}: {said}" if said else f"error: {kind}"

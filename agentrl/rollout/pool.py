@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -183,8 +183,10 @@ class EnvPool:
 
     @asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
-        with tempfile.TemporaryDirectory(prefix="agentrl-env-") as folder, Guardian() as self._guardian:
-            self._logs = self._logs or Path(folder)
+        with ExitStack() as stack:
+            if self._launch == self._launch_local:
+                self._guardian = stack.enter_context(Guardian())
+                self._logs = self._logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agentrl-env-")))
             try:
                 async with trio.open_nursery() as self._nursery:
                     for slot in range(self._size):

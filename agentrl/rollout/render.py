@@ -172,8 +172,8 @@ class Renderer:
     def _probe(self) -> None:
         """Find the end-of-turn tokens, the stand-in that tool messages need, and whether the template extends its own prefix."""
         user = {"role": "user", "content": _NEXT}
-        first = self._tried(_CHAT[:1])
-        self._shows_text = not first or _QUESTION in first
+        first = self._tried(_CHAT[:1], refused=_QUESTION)
+        self._shows_text = _QUESTION in first
         middle = self._tried([*_CHAT, user])  # empty for a template of one turn: extension() says so where it is asked for more
         self._turn_end = self._end_after(middle)
         ends = (self._turn_end, self._end_after(self._tried(_CHAT, generate=False)))
@@ -188,11 +188,11 @@ class Renderer:
                 self._tool_prefix = prefix
                 break
 
-    def _tried(self, messages: list[Message], *, generate: bool = True) -> str:
+    def _tried(self, messages: list[Message], *, generate: bool = True, refused: str = "") -> str:
         try:
             return self._render(messages, generate=generate)
         except ConfigError:
-            return ""
+            return refused
 
     def _end_after(self, text: str) -> int | None:
         """The added token that stands right behind the stand-in's answer."""

@@ -10,13 +10,15 @@ import os
 import socket
 import sys
 import traceback
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
 from agentrl import wire
-from agentrl.errors import AgentRLError, ConfigError
+from agentrl.errors import AgentRLError, ConfigError, WorkerDied
 from agentrl.processes import start_child
+from agentrl.rollout.hosted import clean, describe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,17 +65,24 @@ class Broken(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class RemoteRows:
-    """A `Rows` behind a process. Raises `ConfigError` where the environment does not load, hangs, or gives rows that are no JSON objects."""
+    """A `Rows` behind a process.
 
-    def __init__(self, environment: str, split: Split, *, imports: Sequence[str], log: Path) -> None:
-        self._what = f"environment {environment!r}, tasks({split!r})"
+    Raises `ConfigError` where the environment does not load, hangs, or gives rows that are no JSON objects; `WorkerDied` where the
+    process ends or hangs later.
+    """
+
+    def __init__(
+        self, environment: str, split: Split, *, imports: Sequence[str], log: Path, load_s: float = LOAD_S, fetch_s: float = FETCH_S
+    ) -> None:
+        self._what = _name(environment, split)
+        self._fetch_s = fetch_s
         ours, theirs = socket.socketpair()
         with theirs:
-            self._child = start_child(self._what, "agentrl.rollout.rows", [str(theirs.fileno())], log=log, pass_fds=[theirs.fileno()])
+            self._child = start_child("its process", "agentrl.rollout.rows", [str(theirs.fileno())], log=log, pass_fds=[theirs.fileno()])
         self._sock = ours
         self._receiver: wire.Receiver[Loaded | Row | Broken] = wire.Receiver(ours, Loaded | Row | Broken)
         try:
-            loaded = self._ask(Load(environment=environment, split=split, imports=list(imports)), LOAD_S)
+            loaded = self._ask(Load(environment=environment, split=split, imports=list(imports)), load_s, ConfigError)
         except BaseException:
             self.close()
             raise
@@ -83,20 +92,20 @@ class RemoteRows:
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return cast("Row", self._ask(Fetch(index=index), FETCH_S)).row
+        return cast("Row", self._ask(Fetch(index=index), self._fetch_s, WorkerDied)).row
 
-    def _ask(self, message: object, timeout_s: float) -> Loaded | Row:
+    def _ask(self, message: object, timeout_s: float, fault: type[AgentRLError]) -> Loaded | Row:
         self._sock.settimeout(timeout_s)
         try:
             wire.send(self._sock, message)
-            answer = self._receiver.receive()
+            answer, reason = self._receiver.receive(), ""
         except TimeoutError:
-            raise ConfigError(f"{self._what} did not answer within {timeout_s:.0f} s; tasks must load and be indexed quickly") from None
-        except OSError:
-            answer = None
+            raise fault(f"{self._what} did not answer within {timeout_s:g} s; tasks must load and be indexed quickly") from None
+        except OSError as error:
+            answer, reason = None, f" ({error})"
         if answer is None:
-            self._child.process.wait()
-            raise ConfigError(f"{self._what}: {self._child.describe_end()}")
+            self._child.stop()
+            raise fault(f"{self._what}: {self._child.describe_end()}{reason}")
         if isinstance(answer, Broken):
             raise ConfigError(answer.message)
         return answer
@@ -114,32 +123,51 @@ def load_rows(environment: str, split: Split, imports: Sequence[str]) -> Sequenc
     for name in imports:
         registry.import_module(name)
     instance = registry.load(environment)()
+    what = _name(environment, split)
     try:
-        rows = instance.tasks(split)
+        rows: Any = instance.tasks(split)
+        if isinstance(rows, Mapping | str | bytes) or not isinstance(rows, Iterable):
+            raise ConfigError(f"{what} returned a {type(rows).__name__}; it must return the rows: a list (or another iterable) of mappings")
+        if hasattr(rows, "__len__") and hasattr(rows, "__getitem__"):
+            return cast("Sequence[Any]", rows)
+        return list(itertools.islice(rows, MOST_ROWS))
     except NotImplementedError as error:
         raise ConfigError(f"environment {environment!r}: {error}") from error
-    if hasattr(rows, "__len__") and hasattr(rows, "__getitem__") and not isinstance(rows, dict):
-        return cast("Sequence[Any]", rows)
-    return list(itertools.islice(rows, MOST_ROWS))
+
+
+def plain_row(what: str, rows: Sequence[Any], index: int) -> dict[str, Any]:
+    """One row as JSON gives it back: what is played is what the log holds. Raises `ConfigError` for a row that is no JSON object."""
+    row = rows[index]
+    if not isinstance(row, Mapping):
+        got = f"a {type(row).__name__}, {repr(row)[:80]}"
+        raise ConfigError(f"{what}: row {index} is {got}; it must be a mapping of column names to values")
+    try:
+        return wire.from_json(wire.to_json_line(dict(row)), dict[str, Any])
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ConfigError(f"{what}: row {index} is not a JSON object ({error}); give plain numbers, strings, lists and dicts") from error
+
+
+def _name(environment: str, split: str) -> str:
+    return f"environment {environment!r}, tasks({split!r})"
 
 
 def _serve(sock: socket.socket) -> None:
     receiver: wire.Receiver[Load | Fetch] = wire.Receiver(sock, Load | Fetch)
     rows: Sequence[Any] = ()
-    what = ""
+    environment = split = ""
     while (message := receiver.receive()) is not None:
         try:
             if isinstance(message, Load):
-                what = f"environment {message.environment!r}, tasks({message.split!r})"
+                environment, split = message.environment, message.split
                 rows = load_rows(message.environment, cast("Split", message.split), message.imports)
                 wire.send(sock, Loaded(length=len(rows)))
             else:
-                wire.send(sock, Row(row=dict(rows[message.index])))
+                wire.send(sock, Row(row=plain_row(_name(environment, split), rows, message.index)))
         except AgentRLError as error:
-            wire.send(sock, Broken(message=str(error)))
-        except Exception as error:  # the boundary to the environment's own code
+            wire.send(sock, Broken(message=clean(str(error))))
+        except BaseException as error:  # the boundary to the environment's own code, which may also call sys.exit
             traceback.print_exc()
-            wire.send(sock, Broken(message=f"{what} failed: {type(error).__name__}: {error}"))
+            wire.send(sock, Broken(message=describe(repr(environment), f"tasks({split!r})", error)))
 
 
 def main() -> None:

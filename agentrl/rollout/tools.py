@@ -18,16 +18,13 @@ from typing_extensions import TypedDict
 
 from agentrl.environment import tool_methods
 from agentrl.errors import ConfigError
+from agentrl.rollout.arguments import Unfit
 from agentrl.rollout.toolcalls import ToolCall, check_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from agentrl.environment import Environment
-
-
-class ArgumentError(ValueError):
-    """Arguments do not fit the tool; the message is for the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +37,15 @@ class Tool:
     arguments: TypeAdapter[dict[str, Any]]
 
     def validate(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Keyword arguments for the method. Raises `ArgumentError` with a message for the model."""
+        """Keyword arguments for the method. Raises `Unfit` with a message for the model."""
         call = check_call(ToolCall(name=self.name, arguments=dict(arguments)), [self.schema])
         if not isinstance(call, ToolCall):
-            raise ArgumentError(call.detail)
+            raise Unfit(call.detail)
         try:
             return self.arguments.validate_python(call.arguments)
         except ValidationError as error:
             faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors(include_url=False)]
-            raise ArgumentError("; ".join(faults)) from None
+            raise Unfit("; ".join(faults)) from None
 
 
 def describe_tool(name: str, method: Callable[..., Any]) -> Tool:

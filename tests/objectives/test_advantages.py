@@ -60,7 +60,7 @@ def test_degenerate_groups(rewards, expected_grpo, expected_rloo):
             assert advantages.tolist() == expected  # exactly
 
 
-@pytest.mark.parametrize("rewards", [[0.0, math.nan], [0.0, math.inf], [-1.7e308, 1.7e308]])
+@pytest.mark.parametrize("rewards", [[0.0, math.nan], [0.0, math.inf], [math.inf, math.inf], [-1.7e308, 1.7e308]])
 def test_rewards_that_overflow_are_refused(rewards):
     with pytest.raises(EnvironmentFailure, match="must be finite"):
         deviations(rewards)

@@ -1,7 +1,8 @@
 """Values, gradients and metrics against TRL 1.16, stored in `trl_reference.json` by `trl_parity.py`.
 
-Where we differ from TRL on purpose, the comparison is with the paper instead (`test_advantages.py`): TRL's statistics are float32, so that
-seven rewards of 0.95 get advantages of 6e-4 where ours are 0, and its `kl` of RLOO is a mean over tokens where ours is the penalized sum of a rollout.
+Where we differ from TRL on purpose, the comparison is with the paper instead (`test_advantages.py`): TRL's statistics are float32,
+so that seven rewards of 0.95 get advantages of 6e-4 where ours are 0; and its `kl` of RLOO is a mean over tokens where ours is the
+penalized sum of a rollout.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ import math
 import os
 import re
 import signal
+import subprocess
+import sys
 
 import pytest
 import trio
@@ -250,7 +252,7 @@ def test_a_wrong_environment_is_refused_on_entering(spec, kind, message):
 
 def real_pool(name, tmp_path, *, workers=1, started=None, **timeouts):
     def launch(slot):
-        host = LocalHost(f"environment worker {slot}", tmp_path / f"{slot}.log")
+        host = LocalHost(f"environment worker {slot}", tmp_path / f"{slot}.log")  # without a guardian: nothing may rest on it
         if started is not None:
             started.append(host.pid)
         return host
@@ -357,6 +359,33 @@ def test_a_cancelled_pool_leaves_nothing(tmp_path):
     for pid in started:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+ABANDONED = """
+import sys, trio
+from agentrl.config import RolloutConfig
+from agentrl.records import Task
+from agentrl.rollout.pool import EnvPool
+
+async def main():
+    async with EnvPool(sys.argv[1], [], RolloutConfig(env_workers=1)) as pool:
+        session = await pool.open(Task.from_row("play", {}))
+        for apart in (False, True):
+            print((await session.call_tool("spawn", {"apart": apart})).text, flush=True)
+        print(pool._ready[0]._host.pid, flush=True)
+        await session.call_tool("hang", {})
+
+trio.run(main)
+"""
+
+
+def test_nothing_survives_a_killed_rollout_process():
+    command = [sys.executable, "-c", ABANDONED, f"{ENV}:Guess"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
+        watched = [watch(int(process.stdout.readline())) for _ in range(3)]
+        assert not any(has_ended(descriptor, 0) for descriptor in watched)
+        os.killpg(process.pid, signal.SIGKILL)
+        assert all(has_ended(descriptor) for descriptor in watched)
 
 
 def test_many_sleeping_episodes_overlap():

@@ -83,6 +83,7 @@ def test_whether_thinking_is_open_is_read_off_the_prompt():
     assert not Renderer(make_tokenizer(THINK_DROPPING)).prompt([{"role": "user", "content": "use <think>"}]).thinking
     assert Renderer(make_tokenizer(None)).prompt("2+2? <think>\n").thinking
     assert Renderer(make_tokenizer()).keeps_prefix
+    assert not Renderer(make_tokenizer(THINK_DROPPING)).keeps_prefix
 
 
 def test_text_of_sampled_ids():
@@ -125,6 +126,7 @@ def test_plain_text_goes_on_as_plain_text():
     [
         (None, lambda renderer: renderer.prompt([USER]), "no chat template"),
         ("{{ messages[0].content }}", lambda renderer: renderer.prompt([USER], TOOLS), "has tools \\(look\\).*does not show tools"),
+        ("{% for part in messages[0].content %}{{ part.text }}{% endfor %}", lambda renderer: renderer.prompt([USER]), "plain text"),
         (NO_TOOL_ROLE, lambda renderer: renderer.extension([RESULT], TOOLS, last_id=1), "cannot render a message of role 'tool'"),
         (ONE_TURN, lambda renderer: renderer.extension([USER], last_id=1), "refused messages of roles user, assistant, user"),
     ],

@@ -10,7 +10,8 @@ import pytest
 
 from agentrl.environment import Environment
 from agentrl.errors import ConfigError
-from agentrl.rollout.tools import ArgumentError, describe_tool, describe_tools
+from agentrl.rollout.arguments import Unfit
+from agentrl.rollout.tools import describe_tool, describe_tools
 
 
 class Color(Enum):
@@ -85,7 +86,7 @@ def test_arguments_become_what_the_hints_say() -> None:
     ],
 )
 def test_other_arguments_are_refused_with_a_message_for_the_model(given: dict[str, Any], part: str) -> None:
-    with pytest.raises(ArgumentError) as caught:
+    with pytest.raises(Unfit) as caught:
         describe_tool("paint", Board().paint).validate(given)
     assert part in str(caught.value)
 
@@ -100,9 +101,9 @@ def test_hints_beyond_the_schema_are_held_by_pydantic() -> None:
     roll.__annotations__ = {"sides": Annotated[int, Field(ge=2)], "mode": Literal["fair", "loaded"]}
     tool = describe_tool("roll", roll)
     assert tool.schema["function"]["parameters"]["properties"]["sides"]["minimum"] == 2
-    with pytest.raises(ArgumentError, match="sides: Input should be greater than or equal to 2"):
+    with pytest.raises(Unfit, match="sides: Input should be greater than or equal to 2"):
         tool.validate({"sides": 1})
-    with pytest.raises(ArgumentError, match="mode must be one of"):
+    with pytest.raises(Unfit, match="mode must be one of"):
         tool.validate({"sides": 6, "mode": "odd"})
 
 
