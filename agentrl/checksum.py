@@ -58,4 +58,4 @@ def converted(tensor: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor in row-major order; copies only what lies on a device or is not contiguous."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")

@@ -65,6 +65,8 @@ class Environment:
     """Text of the system message; none where empty."""
     max_turns: ClassVar[int | None] = None
     """Most calls of the engine in one episode, where the environment wants fewer than `sampling.max_turns`."""
+    max_tokens: int | None = None
+    """Most tokens of one turn, where the environment wants fewer than `sampling.max_tokens`; `start` may set it for its task."""
     done: bool = False
     """Set by a tool or `reply` to end the episode after the current turn."""
 
@@ -114,6 +116,7 @@ class SingleTurn(Environment):
     weights: Sequence[float] | None = None
     """One a reward; all 1 by default."""
     max_turns: ClassVar[int | None] = 1
+    max_tokens: int | None = field(default=None, init=False)
     done: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -166,10 +169,9 @@ def as_score(name: str, value: Any) -> Score:
 
 
 def _finite(name: str, value: Any) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise EnvironmentFailure(f"{name}.score returned a {type(value).__name__}; allowed: a number, a mapping of numbers, a Score, or None") from None
+    if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
+        raise EnvironmentFailure(f"{name}.score returned a {type(value).__name__}; allowed: a number, a mapping of numbers, a Score, or None")
+    number = float(value)
     if not math.isfinite(number):
         raise EnvironmentFailure(f"{name}.score returned {number}; return None where the episode cannot be scored")
     return number

@@ -170,6 +170,8 @@ class Score:
             raise ValueError("an unscorable score needs a reason")
         if self.value is not None and not math.isfinite(self.value):
             raise ValueError(f"a score must be finite, got {self.value}; return Score.unscorable(reason) for a failure")
+        if not all(math.isfinite(part) for part in self.parts.values()):
+            raise ValueError(f"the parts of a score must be finite, got {self.parts}; return Score.unscorable(reason) for a failure")
 
     @property
     def scorable(self) -> bool:

@@ -107,6 +107,8 @@ def import_module(name: str) -> ModuleType:
         raise ConfigError(f"cannot import {path}: it is not a Python file")
     module = importlib.util.module_from_spec(described)
     sys.modules[key] = module
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # what lies beside the file can be imported from it, as in a script
     try:
         described.loader.exec_module(module)
     except BaseException as error:
@@ -123,7 +125,8 @@ def _from_path(target: str) -> EnvironmentFactory:
     try:
         factory: EnvironmentFactory = getattr(module, name)
     except AttributeError:
-        names = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Environment) and value is not Environment]
+        own = {key: value for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__}
+        names = [key for key, value in own.items() if isinstance(value, type) and issubclass(value, Environment)]
         raise ConfigError(f"{where} has no {name!r}; environments in it: {', '.join(names) or 'none'}") from None
     if not callable(factory):
         raise ConfigError(f"{target} is a {type(factory).__name__}; it must be an environment class or a function that returns one")

@@ -33,7 +33,7 @@ def _encode_packed(value: object) -> object:
         return {"dtype": value.dtype.str, "shape": list(value.shape), "data": np.ascontiguousarray(value).tobytes()}
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"cannot send a {type(value).__name__} between processes")
+    raise TypeError(f"an object of type {type(value).__name__} cannot be sent between processes")
 
 
 def _encode_text(value: object) -> object:
@@ -41,7 +41,7 @@ def _encode_text(value: object) -> object:
         return value.tolist()
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"cannot write a {type(value).__name__} to a run folder")
+    raise TypeError(f"an object of type {type(value).__name__} cannot be written to a run folder")
 
 
 def _decode(kind: type[Any], value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-MAX_DEPTH = 12
+MAX_DEPTH = 8
 """Brackets nested deeper than this are refused: the parser of single formulas takes exponential time on them."""
 
 RELATIONS = frozenset(("=", "<", ">", "\\le", "\\ge", "\\ne", "\\in", "\\approx"))

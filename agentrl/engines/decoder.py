@@ -37,9 +37,20 @@ _log = logging.getLogger(__name__)
 class Decoder(Protocol):
     """A model that decodes into the engine's own KV cache."""
 
-    shapes: Sequence[LayerShape]
-    weights: Weights
-    vocab_size: int
+    @property
+    def shapes(self) -> Sequence[LayerShape]:
+        """What each layer caches."""
+        ...
+
+    @property
+    def weights(self) -> Weights:
+        """What it computes with."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that it scores."""
+        ...
 
     def forward(self, step: Step) -> torch.Tensor:
         """Float32 logits [wanted, vocabulary], the caller's to overwrite; puts keys and values into the cache."""
@@ -76,7 +87,12 @@ def load_decoder(model_dir: str, config: EngineConfig) -> Loaded:
     if description != "fast":
         _log.warning("the embedded engine runs transformers' own modules: %s", description)
     return Loaded(
-        decoder=decoder, description=description, model_type=model_config.model_type, context_length=context_length, device=device, dtype=torch_dtype
+        decoder=decoder,
+        description=description,
+        model_type=model_config.model_type,
+        context_length=context_length,
+        device=device,
+        dtype=torch_dtype,
     )
 
 
@@ -93,7 +109,9 @@ def choose_decoder(model: Any, context_length: int) -> tuple[Decoder, str]:
                 probe.check(generic)
             except Unsupported as error:
                 name = type(model).__name__
-                raise ConfigError(f"the embedded engine cannot serve {name} exactly: {error}; choose another model or another engine") from error
+                raise ConfigError(
+                    f"the embedded engine cannot serve {name} exactly: {error}; choose another model or another engine"
+                ) from error
             return generic, f"generic: {reason}"
         return fast, "fast"
 
@@ -123,7 +141,7 @@ class Probe:
         return Probe(sequences=sequences, logits=logits, tolerance=2e-4 if model.dtype == torch.float32 else 0.1)
 
     def check(self, decoder: Decoder) -> None:
-        """Replay the sequences through all that the engine does: joining, extending a prefix, decoding. Raises `Unsupported` on a difference."""
+        """Replay the sequences as the engine would: joining, extending a prefix, decoding. Raises `Unsupported` on a difference."""
         device, dtype = self.logits[0].device, decoder.weights.dtype
         longest = max(len(ids) for ids in self.sequences)
         cache = KVCache(decoder.shapes, num_slots=2, context_length=longest + 1, dtype=dtype, device=device)
@@ -148,7 +166,9 @@ class Probe:
                 raise Unsupported(f"logits have {len(row)} entries; transformers gives {len(expected)}")
             difference = (row - expected).abs().max().item()
             if not difference <= self.tolerance * max(1.0, expected.abs().max().item()):
-                raise Unsupported(f"its logits differ from transformers' by up to {difference:.3g} on a probe of {len(self.sequences[slot])} tokens")
+                raise Unsupported(
+                    f"its logits differ from transformers' by up to {difference:.3g} on a probe of {len(self.sequences[slot])} tokens"
+                )
 
 
 def _device(name: str) -> torch.device:

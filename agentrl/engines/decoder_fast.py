@@ -154,7 +154,10 @@ class FastDecoder:
                 order=order,
             )
         self._bindings[f"{prefix}self_attn.v_proj.{leaf}"] = Binding(
-            view=fused[:, -1], shape=(self._heads * self._dim, *rest), factored=(self._heads, self._dim, *rest), order=tuple(range(2 + len(rest)))
+            view=fused[:, -1],
+            shape=(self._heads * self._dim, *rest),
+            factored=(self._heads, self._dim, *rest),
+            order=tuple(range(2 + len(rest))),
         )
 
     def _refresh(self) -> None:
@@ -230,7 +233,14 @@ def _family(config: Any) -> Family:
 
 def _refuse(model: Any, family: Family) -> None:
     config = model.config
-    for key in ("attention_chunk_size", "final_logit_softcapping", "attn_logit_softcapping", "use_bidirectional_attention", "mlp_bias", "quantization_config"):
+    for key in (
+        "attention_chunk_size",
+        "final_logit_softcapping",
+        "attn_logit_softcapping",
+        "use_bidirectional_attention",
+        "mlp_bias",
+        "quantization_config",
+    ):
         if getattr(config, key, None):
             raise Unsupported(f"the fast path does not handle {key}={getattr(config, key)!r}")
     if config.pretraining_tp != 1 if hasattr(config, "pretraining_tp") else False:
@@ -265,4 +275,6 @@ def _rotations(model: Any, length: int, dim: int) -> dict[str, torch.Tensor]:
 
 
 def _complex(values: torch.Tensor, dim: int) -> torch.Tensor:
-    return torch.view_as_complex(values.unflatten(-1, (dim // 2, 2)) if not values.is_contiguous() else values.view(*values.shape[:-1], dim // 2, 2))
+    return torch.view_as_complex(
+        values.unflatten(-1, (dim // 2, 2)) if not values.is_contiguous() else values.view(*values.shape[:-1], dim // 2, 2)
+    )

@@ -39,13 +39,15 @@ class _Pass:
 _current: ContextVar[_Pass] = ContextVar("current")
 
 
-class _StepCache(Cache):  # type: ignore[misc]
+class _StepCache(Cache):
     """Tells the attention function which layer it is in; keys and values go to the engine's cache there."""
 
     def __init__(self) -> None:
         super().__init__(layers=[])
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Pass new keys and values through."""
         del args, kwargs
         _current.get().layer = layer_idx
@@ -83,7 +85,7 @@ class GenericDecoder:
         run = _Pass(step=None)
         self._run(run, ids, torch.arange(2, device=ids.device)[None], 1)
         if sorted(run.shapes) != list(range(len(run.shapes))) or not run.shapes:
-            raise Unsupported(f"its attention does not go through transformers' AttentionInterface with a cache in every layer (seen: {sorted(run.shapes)})")
+            raise Unsupported("its attention does not go through transformers' AttentionInterface and a cache in every layer")
         config = self._model.config.get_text_config()
         layers = config.num_hidden_layers
         if len(run.shapes) != layers:

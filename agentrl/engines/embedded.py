@@ -1,4 +1,4 @@
-"""Starting the embedded engine, and its two clients: one for rollouts under trio, one for the learner.
+"""The embedded engine's client for rollouts, under trio; and, from modules of their own, how it is started and the learner's client.
 
 Rollout processes import this module, so it must not load torch.
 """
@@ -7,90 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import shutil
-import socket
-import tempfile
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
 
 from agentrl import wire
-from agentrl.engines.messages import Abort, AskStats, Completed, Done, Failure, FromEngine, Generate, Hello, Pause, Publish, Published, Resume, Stats
-from agentrl.errors import AgentRLError, PublishError, SamplerUnavailable
-from agentrl.processes import Child, start_child
-from agentrl.records import SCHEMA_VERSION, Version
+from agentrl.engines.embedded_process import EngineProcess, start_engine
+from agentrl.engines.embedded_publisher import EmbeddedPublisher
+from agentrl.engines.messages import Abort, Completed, Failure, FromEngine, Generate, Hello, checked_hello
+from agentrl.errors import SamplerUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from pathlib import Path
 
-    import torch
-
-    from agentrl.config import EngineConfig
     from agentrl.engines.protocol import Completion, Request
 
-
-@dataclass(slots=True, kw_only=True)
-class EngineProcess:
-    """A running engine. It also ends by itself when this process does."""
-
-    child: Child
-    socket_path: Path
-    _lifeline: int
-    _folder: Path | None
-    """Made for the socket, and removed with it."""
-
-    def stop(self) -> None:
-        """End the engine; may be called again."""
-        self.child.stop()
-        if self._lifeline >= 0:
-            os.close(self._lifeline)
-            self._lifeline = -1
-        self.socket_path.unlink(missing_ok=True)
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def start_engine(model_dir: str, config: EngineConfig, *, version: Version, threads: int, log: Path, socket_path: Path | None = None) -> EngineProcess:
-    """Start an engine process; it loads while the caller goes on, and clients may connect at once.
-
-    Args:
-        model_dir: a folder or Hub name that transformers loads.
-        config: the engine's section of the run file.
-        version: of the weights in `model_dir`.
-        threads: CPU threads.
-        log: its error output is appended here.
-        socket_path: where it listens; by default in a new private folder. At most some 100 characters, a limit of Unix sockets.
-    """
-    folder = None
-    if socket_path is None:
-        folder = Path(tempfile.mkdtemp(prefix="agentrl-engine-"))
-        socket_path = folder / "engine.sock"
-    watched, lifeline = os.pipe()
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            listener.bind(str(socket_path))
-            listener.listen(128)
-            child = start_child(
-                "the embedded engine",
-                "agentrl.engines.embedded_server",
-                [
-                    *("--model", model_dir, "--config", config.model_dump_json(), "--threads", str(threads)),
-                    *("--version", str(version.lineage), str(version.step)),
-                    *("--listen-fd", str(listener.fileno()), "--lifeline-fd", str(watched)),
-                ],
-                log=log,
-                pass_fds=[listener.fileno(), watched],
-                environment={"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"},
-            )
-    except BaseException:
-        os.close(lifeline)
-        raise
-    finally:
-        os.close(watched)
-    return EngineProcess(child=child, socket_path=socket_path, _lifeline=lifeline, _folder=folder)
+__all__ = ["EmbeddedEngine", "EmbeddedPublisher", "EngineProcess", "start_engine"]
 
 
 class EmbeddedEngine:
@@ -114,14 +46,14 @@ class EmbeddedEngine:
 
     @staticmethod
     async def connect(path: str | Path, *, timeout_s: float) -> EmbeddedEngine:
-        """Connect and wait until the model is loaded. Raises `SamplerUnavailable` where the engine ends or is silent for `timeout_s` seconds.
+        """Connect and wait until the model is loaded. Every later `generate` has the same deadline.
 
-        Every later `generate` has the same deadline.
+        Raises `SamplerUnavailable` where the engine ends or is silent for `timeout_s` seconds.
         """
         try:
             with trio.fail_after(timeout_s):
                 channel: wire.Channel[Any] = wire.Channel(await trio.open_unix_socket(str(path)), FromEngine)
-                hello = _checked_hello(await channel.receive())
+                hello = checked_hello(await channel.receive())
         except trio.TooSlowError:
             raise SamplerUnavailable(f"the embedded engine did not load its model within {timeout_s:g} s; raise engine.timeout_s") from None
         except OSError as error:
@@ -200,115 +132,3 @@ class EmbeddedEngine:
         self._broken = self._broken or why
         for event in self._waiting.values():
             event.set()
-
-
-class EmbeddedPublisher:
-    """The engine as the learner sees it: blocking, for one thread.
-
-    Args:
-        sock: connected.
-        hello: the engine's greeting.
-        timeout_s: longest wait for one answer.
-        partial: weights that are not sent never change (a frozen base under LoRA); otherwise each publish must cover the whole model.
-    """
-
-    def __init__(self, sock: socket.socket, hello: Hello, *, timeout_s: float, partial: bool = False) -> None:
-        self.hello = hello
-        self._sock = sock
-        self._receiver: wire.Receiver[Any] = wire.Receiver(sock, FromEngine)
-        self._timeout_s = timeout_s
-        self._partial = partial
-        self._next = 1
-
-    @staticmethod
-    def connect(engine: EngineProcess | str | Path, *, timeout_s: float, partial: bool = False) -> EmbeddedPublisher:
-        """Connect and wait until the model is loaded. Raises `SamplerUnavailable` where the engine ends or is silent for `timeout_s` seconds."""
-        process = engine if isinstance(engine, EngineProcess) else None
-        path = process.socket_path if process else engine
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(timeout_s)
-        try:
-            sock.connect(str(path))
-            hello = _checked_hello(wire.Receiver(sock, FromEngine).receive())
-        except TimeoutError:
-            sock.close()
-            raise SamplerUnavailable(f"the embedded engine did not load its model within {timeout_s:g} s; raise engine.timeout_s") from None
-        except (OSError, SamplerUnavailable) as error:
-            sock.close()
-            if process is not None and process.child.process.poll() is not None:
-                raise SamplerUnavailable(process.child.describe_end()) from error
-            raise SamplerUnavailable(str(error)) from error
-        return EmbeddedPublisher(sock, hello, timeout_s=timeout_s, partial=partial)
-
-    @property
-    def dtype(self) -> str:
-        """Type of the engine's weights: `float32` or `bfloat16`."""
-        return self.hello.dtype
-
-    def publish(self, weights: Iterable[tuple[str, torch.Tensor]], version: Version) -> str:
-        """Replace the engine's weights; see `Publisher`. Tensors are converted to the engine's type before they are sent and compared."""
-        from agentrl.engines.weights_file import WeightsFile  # the only part that needs torch
-
-        with WeightsFile(self.hello) as file:
-            file.write(weights)
-            answer = self._ask(Publish(id=self._next, version=version, path=file.path, partial=self._partial), PublishError)
-            if isinstance(answer, Failure):
-                raise PublishError(f"the embedded engine refused version {version.step}: {answer.message}")
-            if not isinstance(answer, Published) or answer.version != version:
-                raise PublishError(f"the embedded engine answered with {answer!r}")
-            if answer.checksum != file.checksum:
-                raise PublishError(
-                    f"version {version.step} did not arrive as it was sent: the engine read back {answer.checksum}, sent was {file.checksum}. "
-                    "Two different tensors for one tied weight would do this"
-                )
-            return answer.checksum
-
-    def pause(self) -> None:
-        """Stop sampling; requests in flight wait."""
-        self._done(Pause(id=self._next))
-
-    def resume(self) -> None:
-        """Go on sampling."""
-        self._done(Resume(id=self._next))
-
-    def stats(self) -> Stats:
-        """What the engine has done so far."""
-        answer = self._ask(AskStats(id=self._next), SamplerUnavailable)
-        if not isinstance(answer, Stats):
-            raise SamplerUnavailable(f"the embedded engine answered with {answer!r}")
-        return answer
-
-    def close(self) -> None:
-        """Drop the connection."""
-        self._sock.close()
-
-    def _done(self, message: Pause | Resume) -> None:
-        answer = self._ask(message, SamplerUnavailable)
-        if not isinstance(answer, Done):
-            raise SamplerUnavailable(f"the embedded engine answered with {answer!r}")
-
-    def _ask(self, message: Publish | Pause | Resume | AskStats, error_type: type[AgentRLError]) -> Any:
-        self._next += 1
-        try:
-            wire.send(self._sock, message)
-            answer = self._receiver.receive()
-        except TimeoutError:
-            self.close()  # a late answer would be taken for the next one's
-            raise error_type(f"the embedded engine did not answer {type(message).__name__} within {self._timeout_s:g} s") from None
-        except OSError as error:
-            raise error_type(f"the connection to the embedded engine is broken: {error}") from error
-        if answer is None:
-            raise error_type("the embedded engine has ended; its log says why")
-        if isinstance(answer, Failure) and answer.id == 0:
-            raise error_type(answer.message)
-        return answer
-
-
-def _checked_hello(message: Any) -> Hello:
-    if isinstance(message, Failure):
-        raise SamplerUnavailable(message.message)
-    if not isinstance(message, Hello):
-        raise SamplerUnavailable("the embedded engine ended before it had loaded its model; its log says why")
-    if message.schema_version > SCHEMA_VERSION:
-        raise SamplerUnavailable(f"the engine speaks schema version {message.schema_version}; this agentrl knows {SCHEMA_VERSION}: use one release for both")
-    return message

@@ -101,11 +101,15 @@ class KVCache:
         context_length: most tokens of one request.
     """
 
-    def __init__(self, shapes: Sequence[LayerShape], *, num_slots: int, context_length: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, shapes: Sequence[LayerShape], *, num_slots: int, context_length: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self.device = device
         self.token_bytes = sum(2 * shape.heads * shape.dim for shape in shapes) * dtype.itemsize
         """Of one token over all layers."""
-        self.pools = [Pool(capacity, shapes, most_rows=num_slots, dtype=dtype, device=device) for capacity in pool_capacities(context_length)]
+        self.pools = [
+            Pool(capacity, shapes, most_rows=num_slots, dtype=dtype, device=device) for capacity in pool_capacities(context_length)
+        ]
         self._capacities = np.array([pool.capacity for pool in self.pools])
         self.pool = np.full(num_slots, -1)
         """[slots] index of the pool that holds each; -1 where none."""

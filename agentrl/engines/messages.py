@@ -8,6 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from agentrl.engines.protocol import Completion, Request
+from agentrl.errors import SamplerUnavailable
 from agentrl.records import SCHEMA_VERSION, Version
 
 
@@ -124,3 +125,16 @@ class Stats(Message, frozen=True, kw_only=True, tag=True):
 
 FromClient = Generate | Abort | Publish | Pause | Resume | AskStats
 FromEngine = Hello | Completed | Failure | Published | Done | Stats
+
+
+def checked_hello(message: object) -> Hello:
+    """The first message of a connection; raises `SamplerUnavailable` where it is no greeting that this release understands."""
+    if isinstance(message, Failure):
+        raise SamplerUnavailable(message.message)
+    if not isinstance(message, Hello):
+        raise SamplerUnavailable("the embedded engine ended before it had loaded its model; its log says why")
+    if message.schema_version > SCHEMA_VERSION:
+        raise SamplerUnavailable(
+            f"the engine speaks schema version {message.schema_version}; this agentrl knows {SCHEMA_VERSION}: use one release for both"
+        )
+    return message

@@ -47,7 +47,7 @@ class PrefixStore:
         self._bytes += nbytes
 
     def take(self, session: str, ids: np.ndarray) -> tuple[Prefix, int] | None:
-        """The session's cache and how many leading tokens it shares with `ids`; it is forgotten here, since the new call will replace it."""
+        """A session's cache and how many leading tokens it shares with `ids`; it is forgotten here, the new call will replace it."""
         prefix = self._kept.get(session)
         if prefix is None:
             return None

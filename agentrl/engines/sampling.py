@@ -27,7 +27,11 @@ class Truncation:
 
 
 def draw(
-    logits: torch.Tensor, temperatures: torch.Tensor | None, greedy: torch.Tensor | None, uniforms: torch.Tensor, truncations: Sequence[Truncation] = ()
+    logits: torch.Tensor,
+    temperatures: torch.Tensor | None,
+    greedy: torch.Tensor | None,
+    uniforms: torch.Tensor,
+    truncations: Sequence[Truncation] = (),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sample one token a row.
 
@@ -63,10 +67,10 @@ def _block_length(vocabulary: int) -> int:
 
 def _block_sums(masses: torch.Tensor) -> torch.Tensor:
     """[rows, vocabulary] float32 -> [rows, blocks] float64; the last block may be shorter."""
-    rows, vocabulary = masses.shape
+    vocabulary = masses.shape[1]
     length = _block_length(vocabulary)
     whole = vocabulary // length * length
-    sums = masses[:, :whole].unflatten(1, (-1, length)).sum(-1, dtype=torch.float64)
+    sums: torch.Tensor = masses[:, :whole].unflatten(1, (-1, length)).sum(-1, dtype=torch.float64)
     if whole == vocabulary:
         return sums
     return torch.cat([sums, masses[:, whole:].sum(-1, keepdim=True, dtype=torch.float64)], 1)
@@ -97,7 +101,7 @@ def _first_above(heights: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 def _truncated(masses: torch.Tensor, how: Truncation) -> torch.Tensor:
     """[1, vocabulary] masses, the likeliest 1, with those outside the truncation set to 0."""
-    values, order = masses.sort(-1, descending=True, stable=True)
+    values, order = masses.sort(dim=-1, descending=True, stable=True)
     kept = values >= how.min_p
     if how.top_k:
         kept[:, how.top_k :] = False

@@ -6,7 +6,6 @@ It needs no process around it: the tests drive it directly.
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,8 +15,9 @@ import torch
 
 from agentrl.engines.kv import KVCache
 from agentrl.engines.prefixes import PrefixStore
+from agentrl.engines.requests import Refused, check_request
 from agentrl.engines.sampling import Truncation, draw
-from agentrl.engines.slots import MOST_STOPS, Key, Running, Slots
+from agentrl.engines.slots import Key, Running, Slots
 from agentrl.engines.step import Segment, plan_step
 
 if TYPE_CHECKING:
@@ -33,10 +33,6 @@ HEADROOM = 32
 """Tokens beyond its prompt for which a joining request gets room at once."""
 PREFIX_SHARE = 0.25
 """Share of the KV memory that may hold caches of earlier turns."""
-
-
-class Refused(Exception):
-    """A request that cannot be served; the message says why and what to change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,32 +101,8 @@ class Scheduler:
         """Queue a request. Raises `Refused`."""
         if key in self._slot_of or key in self._waiting:
             raise Refused(f"request {key[1]} is already in flight")
-        self._check(request)
+        check_request(request, self._context_length, self._decoder.vocab_size, self._dtype)
         self._waiting[key] = request
-
-    def _check(self, request: Request) -> None:
-        ids, contract = request.ids, request.contract
-        if ids.ndim != 1 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
-            raise Refused(f"a prompt is a row of at least one token id, got {ids.dtype} of shape {list(ids.shape)}")
-        if len(ids) >= self._context_length:
-            raise Refused(
-                f"the prompt has {len(ids)} tokens and leaves no room in the context of {self._context_length}; "
-                "shorten it or raise engine.context_length"
-            )
-        if ids.min() < 0 or ids.max() >= self._decoder.vocab_size:
-            raise Refused(f"prompt ids must be from 0 to {self._decoder.vocab_size - 1}, got {ids.min()} to {ids.max()}: another model's tokenizer?")
-        if request.max_tokens < 1 or request.seed < 0:
-            raise Refused(f"max_tokens must be at least 1 and seed at least 0, got {request.max_tokens} and {request.seed}")
-        if len(request.stop_ids) > MOST_STOPS:
-            raise Refused(f"at most {MOST_STOPS} ids may end a completion, got {len(request.stop_ids)}")
-        if not (contract.temperature >= 0 and math.isfinite(contract.temperature)):
-            raise Refused(f"the temperature must be a number from 0, got {contract.temperature}")
-        if not (0 < contract.top_p <= 1 and contract.top_k >= 0 and 0 <= contract.min_p < 1):
-            raise Refused(f"0 < top_p <= 1, top_k >= 0 and 0 <= min_p < 1 must hold, got {contract.top_p}, {contract.top_k}, {contract.min_p}")
-        if contract.adapter is not None:
-            raise Refused(f"the embedded engine serves no adapters, got {contract.adapter!r}; publish merged weights")
-        if contract.dtype != self._dtype:
-            raise Refused(f"the contract says dtype {contract.dtype} and this engine computes in {self._dtype}; make contracts with the engine's dtype")
 
     def abort(self, key: Key) -> None:
         """Forget a request, wherever it is; unknown ones are ignored."""
@@ -169,7 +141,9 @@ class Scheduler:
         for index, slot in enumerate(slots):
             batch.append(Segment(slot=slot, start=0, stop=int(self._slots.cached[slot])))
             if sum(segment.stop for segment in batch) >= JOINING_TOKENS or index == len(slots) - 1:
-                step, _ = plan_step(self._cache, self._slots.tokens, self._slots.cached, [0] * len(self._cache.pools), batch, {}, sample=False)
+                step, _ = plan_step(
+                    self._cache, self._slots.tokens, self._slots.cached, [0] * len(self._cache.pools), batch, {}, sample=False
+                )
                 self._decoder.forward(step)
                 batch = []
         for slot in slots:

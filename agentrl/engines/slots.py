@@ -151,5 +151,9 @@ class Slots:
         begin, end = int(self.prompt[slot]), int(self.total[slot])
         marks = self.at(slot).marks
         stops = [start for _, start in marks[1:]] + [end - begin]
-        runs = tuple(VersionRun(version=version, start=start, end=stop) for (version, start), stop in zip(marks, stops, strict=True) if start < stop)
-        return Completion(ids=self.tokens[slot, begin:end].copy(), logprobs=self.logprobs[slot, begin:end].copy(), versions=runs, finish_reason=reason)
+        runs = tuple(
+            VersionRun(version=version, start=start, end=stop) for (version, start), stop in zip(marks, stops, strict=True) if start < stop
+        )
+        return Completion(
+            ids=self.tokens[slot, begin:end].copy(), logprobs=self.logprobs[slot, begin:end].copy(), versions=runs, finish_reason=reason
+        )

@@ -98,7 +98,9 @@ def plan_step(
             rows = np.array(pool.slots[:count])
             at = lengths[rows]
             parts.append(
-                DecodePart(pool=pool, start=start, stop=start + count, positions=_on(at, cache), shortest=int(at.min()), longest=int(at.max()))
+                DecodePart(
+                    pool=pool, start=start, stop=start + count, positions=_on(at, cache), shortest=int(at.min()), longest=int(at.max())
+                )
             )
             ids.append(tokens[rows, at])
             positions.append(at)

@@ -92,7 +92,9 @@ class Weights:
                 raise PublishError(f"weight {name!r} was sent with shape {list(shape)}; the engine's has {list(self.bindings[name].shape)}")
         missing = [] if partial else self.missing(names)
         if missing:
-            raise PublishError(f"weight {_some(missing)} was not sent; send every weight, or publish with partial=True where the others never change")
+            raise PublishError(
+                f"weight {_some(missing)} was not sent; send every weight, or publish with partial=True where the others never change"
+            )
 
 
 def _some(names: list[str]) -> str:

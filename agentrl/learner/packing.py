@@ -83,9 +83,12 @@ def micro_batches(samples: Sequence[Sample], *, max_tokens: int, multiple_of: in
     as many samples; a caller with ranks to keep in step fills up with empty ones.
     """
     prefixes = Prefixes(samples)
-    costs = packed_sizes(samples, prefixes, range(len(samples)))
+    groups = np.array([sample.group for sample in samples])
+    tokens = np.array([sample.num_tokens for sample in samples])
+    packed = np.bincount(groups, packed_sizes(samples, prefixes, range(len(samples))))
+    costs = tokens * (packed / np.maximum(np.bincount(groups, tokens), 1))[groups]  # what a group shares, shared out
     ends = np.cumsum(costs)
-    middles, total = ends - np.array(costs) / 2, float(ends[-1])
+    middles, total = ends - costs / 2, float(ends[-1])
     count = math.ceil(total / max_tokens)
     while True:
         count = min(len(samples), math.ceil(count / multiple_of) * multiple_of)
@@ -93,8 +96,10 @@ def micro_batches(samples: Sequence[Sample], *, max_tokens: int, multiple_of: in
         batches = [np.flatnonzero(part == index).tolist() for index in range(count)]
         batches = [batch for batch in batches if batch]
         largest = max((sum(packed_sizes(samples, prefixes, batch)) for batch in batches if len(batch) > 1), default=0)
-        if largest <= max_tokens or count == len(samples):
+        if largest <= max_tokens:
             return batches
+        if count == len(samples):
+            return [[place] for place in range(count)]
         count += max(1, count // 8)
 
 

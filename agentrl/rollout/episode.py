@@ -168,11 +168,13 @@ class _Play:
         self._key = uuid.uuid4().hex
         self._context = np.zeros(0, dtype=np.int32)
         self._prompt: str | list[Message] = ""
+        self._max_tokens = sampling.max_tokens
 
     async def run(self, session: EnvSession) -> _Outcome:
         """Sample and answer until the environment, or a budget, ends the episode."""
         opened = session.opened
         self._prompt = opened.prompt
+        self._max_tokens = min(self._max_tokens, opened.max_tokens or self._max_tokens)
         plain = isinstance(opened.prompt, str)
         self.messages = [{"role": "user", "content": opened.prompt}] if isinstance(opened.prompt, str) else list(opened.prompt)
         added = await _off_loop(self.messages, partial(self._renderer.prompt, opened.prompt, opened.tools))
@@ -226,7 +228,7 @@ class _Play:
         context = np.concatenate([self._context, added.ids])
         request = Request(
             ids=context,
-            max_tokens=min(self._sampling.max_tokens, self._room(added)),
+            max_tokens=min(self._max_tokens, self._room(added)),
             contract=self._contract,
             seed=request_seed(self._stream, turn),
             stop_ids=self._renderer.stop_ids,

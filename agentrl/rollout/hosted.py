@@ -126,7 +126,8 @@ class HostedEpisode:
             call=request.call,
             prompt=self._prompt,
             tools=[tool.schema for tool in self._blueprint.tools.values()],
-            max_turns=_checked_turns(environment.max_turns),
+            max_turns=_checked_budget("max_turns", environment.max_turns),
+            max_tokens=_checked_budget("max_tokens", environment.max_tokens),
             replies=type(environment).reply is not Environment.reply,
         )
 
@@ -201,10 +202,10 @@ def _is_message(item: Any) -> bool:
     return isinstance(item, dict) and isinstance(item.get("role"), str) and all(isinstance(key, str) for key in item)
 
 
-def _checked_turns(turns: Any) -> int | None:
-    if turns is None or (isinstance(turns, int) and turns >= 1):
-        return turns
-    raise EnvironmentFailure(f"max_turns is {_shown(turns)}; allowed: an integer of at least 1, or None")
+def _checked_budget(name: str, budget: Any) -> int | None:
+    if budget is None or (isinstance(budget, int) and budget >= 1):
+        return budget
+    raise EnvironmentFailure(f"{name} is {_shown(budget)}; allowed: an integer of at least 1, or None")
 
 
 def as_text(result: Any) -> str:

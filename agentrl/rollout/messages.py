@@ -76,6 +76,8 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     tools: list[dict[str, Any]]
     """OpenAI function schemas."""
     max_turns: int | None
+    max_tokens: int | None
+    """Of one turn."""
     replies: bool
     """Whether the environment has a `reply` of its own; without one, a turn without tool calls ends the episode."""
 

@@ -68,7 +68,7 @@ class EnvSession:
         self._timeouts = timeouts
         self._busy_until = 0.0
         self._graded = False
-        self.opened = Opened(call=0, prompt="", tools=[], max_turns=None, replies=False)
+        self.opened = Opened(call=0, prompt="", tools=[], max_turns=None, max_tokens=None, replies=False)
         """The prompt, the tools, and how many turns the environment allows."""
 
     async def start(self, task: Task) -> None:

@@ -127,7 +127,8 @@ def load_rows(environment: str, split: Split, imports: Sequence[str]) -> Sequenc
     try:
         rows: Any = instance.tasks(split)
         if isinstance(rows, Mapping | str | bytes) or not isinstance(rows, Iterable):
-            raise ConfigError(f"{what} returned a {type(rows).__name__}; it must return the rows: a list (or another iterable) of mappings")
+            got = "None" if rows is None else f"an object of type {type(rows).__name__}"
+            raise ConfigError(f"{what} returned {got}; it must return the rows: a list (or another iterable) of mappings")
         if hasattr(rows, "__len__") and hasattr(rows, "__getitem__"):
             return cast("Sequence[Any]", rows)
         return list(itertools.islice(rows, MOST_ROWS))
@@ -139,7 +140,7 @@ def plain_row(what: str, rows: Sequence[Any], index: int) -> dict[str, Any]:
     """One row as JSON gives it back: what is played is what the log holds. Raises `ConfigError` for a row that is no JSON object."""
     row = rows[index]
     if not isinstance(row, Mapping):
-        got = f"a {type(row).__name__}, {repr(row)[:80]}"
+        got = f"{repr(row)[:80]}, of type {type(row).__name__}"
         raise ConfigError(f"{what}: row {index} is {got}; it must be a mapping of column names to values")
     try:
         return wire.from_json(wire.to_json_line(dict(row)), dict[str, Any])
@@ -160,6 +161,8 @@ def _serve(sock: socket.socket) -> None:
             if isinstance(message, Load):
                 environment, split = message.environment, message.split
                 rows = load_rows(message.environment, cast("Split", message.split), message.imports)
+                if len(rows):
+                    plain_row(_name(environment, split), rows, 0)  # what is wrong with all rows is told before anything else starts
                 wire.send(sock, Loaded(length=len(rows)))
             else:
                 wire.send(sock, Row(row=plain_row(_name(environment, split), rows, message.index)))

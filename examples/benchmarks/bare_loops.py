@@ -87,7 +87,7 @@ def training_step(folder: str, loop: str) -> Callable[[], Any]:
 def work(
     make: Callable[[str, str], Callable[[], Any]], folder: str, loop: str, cpu: int, seconds: float, ready: Barrier, out: Connection
 ) -> None:
-    """Warm up, wait for the other process, then report the time of every step that ends within `seconds`."""
+    """Warm up, wait for the other process, then report when each step ended until `seconds` were over, and completions a CPU second."""
     os.sched_setaffinity(0, {cpu})
     import torch
 
@@ -95,12 +95,12 @@ def work(
     step = make(folder, loop)
     step()
     ready.wait()
-    started = time.monotonic()
+    started, cpu_started = time.monotonic(), time.process_time()
     ends: list[float] = []
     while not ends or ends[-1] < seconds:
         step()
         ends.append(time.monotonic() - started)
-    out.send(ends)
+    out.send((ends, ROWS * len(ends) / (time.process_time() - cpu_started)))
 
 
 def measure(folder: str, loop: str, cpus: list[int], seconds: float) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def measure(folder: str, loop: str, cpus: list[int], seconds: float) -> dict[str
         sender.close()
         receivers.append(receiver)
         processes.append(process)
-    ends = [receiver.recv() for receiver in receivers]
+    ends, per_cpu_s = zip(*(receiver.recv() for receiver in receivers), strict=True)
     for process in processes:
         process.join()
     together = min(times[-1] for times in ends)
@@ -131,6 +131,9 @@ def measure(folder: str, loop: str, cpus: list[int], seconds: float) -> dict[str
         "overlap_ceiling": round(min(generated, trained), 2),
         "in_turn_one_core": round(1 / (1 / generated + 1 / trained), 2),
         "seconds": round(together, 2),
+        # On a core that something else uses too, these still say what an idle one would give.
+        "generate_per_cpu_s": round(per_cpu_s[0], 2),
+        "train_per_cpu_s": round(per_cpu_s[1], 2),
     }
 
 

@@ -58,7 +58,8 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     tasks = prompts(options.mode, GROUPS_PER_STEP * options.steps)
     ends: list[float] = []
     dataset = Dataset.from_list([{"prompt": task.text, "index": task.index} for task in tasks])
-    ready = trainer(options, folder, scratch, dataset, ends)
+    cpu_ends: list[float] = []
+    ready = trainer(options, folder, scratch, dataset, ends, cpu_ends)
     started = time.perf_counter()
     ready.train()
     rows = GROUPS_PER_STEP * GROUP_SIZE
@@ -74,6 +75,7 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
         "micro_batch": options.micro_batch,
         "steps": options.steps,
         "completions_per_s": round(rows * (len(ends) - 1) / seconds, 2),
+        "completions_per_cpu_s": round(rows * (len(ends) - 1) / (cpu_ends[-1] - cpu_ends[0]), 2),
         "tokens_per_s": round(tokens / seconds, 1),
         "mean_length": sum(_lengths[rows:]) / len(_lengths[rows:]),
         "expected_length": sum(task.max_tokens for task in steady) / len(steady),
@@ -82,8 +84,8 @@ def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     }
 
 
-def trainer(options: argparse.Namespace, folder: str, scratch: Path, dataset: Any, ends: list[float]) -> Any:
-    """A GRPOTrainer that notes the time of each step's end in `ends`."""
+def trainer(options: argparse.Namespace, folder: str, scratch: Path, dataset: Any, ends: list[float], cpu_ends: list[float]) -> Any:
+    """A GRPOTrainer that notes wall clock and CPU time of each step's end in `ends` and `cpu_ends`."""
     import transformers
     from bench_model import FIXED_TOKENS, GROUP_SIZE, GROUPS_PER_STEP, LONG_TOKENS
     from trl import GRPOConfig, GRPOTrainer
@@ -91,6 +93,7 @@ def trainer(options: argparse.Namespace, folder: str, scratch: Path, dataset: An
     class Clock(transformers.TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
             ends.append(time.perf_counter())
+            cpu_ends.append(time.process_time())
 
     rows = GROUPS_PER_STEP * GROUP_SIZE
     config = GRPOConfig(

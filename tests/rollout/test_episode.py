@@ -279,7 +279,7 @@ def test_members_are_ordered_and_draw_from_streams_of_their_own():
 class SlowSession:
     """An environment whose tool takes forever, on the test's own clock."""
 
-    opened = Opened(call=0, prompt="hi", tools=[{"name": "look"}], max_turns=None, replies=False)
+    opened = Opened(call=0, prompt="hi", tools=[{"name": "look"}], max_turns=None, max_tokens=None, replies=False)
 
     def __init__(self, log, fails=None):
         self._log, self._fails = log, fails

@@ -63,7 +63,7 @@ class ScriptedHost:
                 await trio.sleep(self._setup_s)
                 await channel.send(Ready())
             case Open():
-                await channel.send(Opened(call=request.call, prompt="", tools=[], max_turns=None, replies=False))
+                await channel.send(Opened(call=request.call, prompt="", tools=[], max_turns=None, max_tokens=None, replies=False))
             case CallTool():
                 await trio.sleep(self._waits[request.name])
                 await channel.send(Observation(call=request.call, text=request.name, done=False))
