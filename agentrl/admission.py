@@ -102,7 +102,11 @@ class Admission:
         """
         chosen = set(self._finished())
         left = [index for index in self.places if index not in chosen]
-        late = [k for k, index in enumerate(left) if self.version + 1 + k // self.groups_per_step - self._dispatch_version(index) > self.max_staleness]
+        late = [
+            k
+            for k, index in enumerate(left)
+            if self.version + 1 + k // self.groups_per_step - self._dispatch_version(index) > self.max_staleness
+        ]
         return [index for index in left[: late[-1] + 1] if self.places[index] is not Place.FINISHED] if late else []
 
     def ready(self) -> list[int] | None:

@@ -53,7 +53,9 @@ class BufferCounts:
 class Buffer:
     """Owned by the supervisor's process; every method may be called from any thread."""
 
-    def __init__(self, admission: Admission, tasks: TaskSource, log: RolloutLog, limits: LimitsConfig, *, lineage: int, min_scorable: int) -> None:
+    def __init__(
+        self, admission: Admission, tasks: TaskSource, log: RolloutLog, limits: LimitsConfig, *, lineage: int, min_scorable: int
+    ) -> None:
         self._admission = admission
         self._tasks = tasks
         self._log = log
@@ -90,7 +92,7 @@ class Buffer:
                 self._groups[group.index] = group
             else:  # the crash came between its two lines
                 gone.add(group.index)
-                self._log.dispose(group.index, ("unscorable",) * len(group.rollouts))
+                self._log.dispose(group.index, _all_members("unscorable", len(group.rollouts)))
         finished = {index: group.dispatched.step for index, group in self._groups.items()}
         waiting = [index for index in range(next_index) if index not in gone and index not in finished]
         self._admission.restore(
@@ -135,7 +137,7 @@ class Buffer:
         self._unscorable += 1
         self._reasons.update(rollout.score.reason for rollout in group.rollouts if not rollout.score.scorable)
         self._admission.give_back(group.index)
-        self._log.dispose(group.index, ("unscorable",) * len(group.rollouts))
+        self._log.dispose(group.index, _all_members("unscorable", len(group.rollouts)))
         self._stop_if_hopeless()
 
     def _stop_if_hopeless(self) -> None:
@@ -204,7 +206,7 @@ class Buffer:
         with self._changed:
             for index in self._admission.places:
                 group = self._groups.get(index)
-                self._log.dispose(index, ("dropped",) * (len(group.rollouts) if group else 1), at_end=True)
+                self._log.dispose(index, _all_members("dropped", len(group.rollouts) if group else 1), at_end=True)
             self._log.sync()
 
     def fail(self, error: AgentRLError) -> None:
@@ -248,7 +250,10 @@ class Buffer:
 
     def _describe(self) -> str:
         in_flight = len(self._admission.places) - len(self._groups)
-        return f"{len(self._groups)} groups are finished and {in_flight} in flight at version {self._admission.version}, a step needs {self._admission.groups_per_step}"
+        return (
+            f"{len(self._groups)} groups are finished and {in_flight} in flight at version {self._admission.version}, "
+            f"a step needs {self._admission.groups_per_step}"
+        )
 
 
 def member_dispositions(group: Group) -> tuple[Disposition, ...]:
@@ -257,6 +262,10 @@ def member_dispositions(group: Group) -> tuple[Disposition, ...]:
     known = values[~np.isnan(values)]
     signal = len(known) > 1 and bool((known != known[0]).any())
     return tuple(_disposition(rollout, signal=signal) for rollout in group.rollouts)
+
+
+def _all_members(disposition: Disposition, count: int) -> tuple[Disposition, ...]:
+    return (disposition,) * count
 
 
 def _disposition(rollout: Rollout, *, signal: bool) -> Disposition:

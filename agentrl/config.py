@@ -43,8 +43,9 @@ class SamplingConfig(Config):
     def _whole_distribution(self) -> SamplingConfig:
         if self.top_p < 1 or self.top_k or self.min_p:
             raise ValueError(
-                f"training samples from the whole distribution: the learner scores softmax(logits / temperature), which top_p={self.top_p}, "
-                f"top_k={self.top_k}, min_p={self.min_p} would renormalize; set top_p=1, top_k=0, min_p=0 and shape the samples with temperature"
+                "training samples from the whole distribution: the learner scores softmax(logits / temperature), "
+                f"which top_p={self.top_p}, top_k={self.top_k}, min_p={self.min_p} would renormalize; "
+                "set top_p=1, top_k=0, min_p=0 and shape the samples with temperature"
             )
         return self
 
@@ -161,7 +162,10 @@ class RunConfig(Config):
     dataset: str | None = None
     """Instead of `env`, with `rewards`: a JSON-lines file whose rows have a `prompt` and the columns that the rewards read."""
     rewards: list[str] = Field(default_factory=list)
-    """Reward functions for `dataset`: `file.py:function` or `package.module:function`, each `f(prompts, completions, completion_ids, **columns)`."""
+    """Reward functions for `dataset`, `file.py:function` or `package.module:function`.
+
+    Each is `f(prompts, completions, completion_ids, **columns) -> list[float | None]`.
+    """
     imports: list[str] = Field(default_factory=list)
     """Modules or files that every process imports first: they register environments and objectives."""
     objective: dict[str, Any] = Field(default_factory=lambda: {"name": "grpo"})

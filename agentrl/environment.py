@@ -85,7 +85,7 @@ class Environment:
         """What the user says after an assistant turn without tool calls; None (the default) ends the episode."""
         return None
 
-    def score(self, episode: Episode) -> Score | float | Mapping[str, float] | None | Awaitable[Any]:
+    def score(self, episode: Episode) -> Score | float | Mapping[str, float] | Awaitable[Any] | None:
         """The reward: a number, named parts (their sum counts), a `Score`, or None for unscorable."""
         raise NotImplementedError(f"{type(self).__name__} must define score(episode)")
 
@@ -137,7 +137,9 @@ class SingleTurn(Environment):
         for function, weight in zip(self.rewards, weights, strict=True):
             name = getattr(function, "__name__", type(function).__name__)
             columns = {key: [value] for key, value in episode.task.row.items() if key != "prompt"}
-            values = function(prompts=[episode.prompt], completions=[episode.completion], completion_ids=[episode.completion_ids], **columns)
+            values = function(
+                prompts=[episode.prompt], completions=[episode.completion], completion_ids=[episode.completion_ids], **columns
+            )
             if inspect.isawaitable(values):
                 values = await values
             value = _one_value(name, values)
@@ -151,7 +153,9 @@ class SingleTurn(Environment):
 def _one_value(name: str, values: Any) -> float | None:
     if isinstance(values, str | bytes) or not hasattr(values, "__len__") or len(values) != 1:
         got = f"{len(values)} values" if hasattr(values, "__len__") else repr(values)
-        raise EnvironmentFailure(f"reward {name} got 1 completion and returned {got}; it must return a list with one number (or None) a completion")
+        raise EnvironmentFailure(
+            f"reward {name} got 1 completion and returned {got}; it must return a list with one number (or None) a completion"
+        )
     value = values[0]
     return None if value is None else float(value)
 
@@ -170,7 +174,9 @@ def as_score(name: str, value: Any) -> Score:
 
 def _finite(name: str, value: Any) -> float:
     if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
-        raise EnvironmentFailure(f"{name}.score returned a {type(value).__name__}; allowed: a number, a mapping of numbers, a Score, or None")
+        raise EnvironmentFailure(
+            f"{name}.score returned a {type(value).__name__}; allowed: a number, a mapping of numbers, a Score, or None"
+        )
     number = float(value)
     if not math.isfinite(number):
         raise EnvironmentFailure(f"{name}.score returned {number}; return None where the episode cannot be scored")

@@ -130,7 +130,12 @@ def evaluate(
             temperature=config.sampling.temperature if temperature is None else temperature, dtype=session.dtype, engine=config.engine.kind
         )
         fleet = session.start_fleet(
-            contract=contract, next_group=collector.next_group, on_played=collector.played, on_lost=collector.lost, group_size=samples, seed=seed
+            contract=contract,
+            next_group=collector.next_group,
+            on_played=collector.played,
+            on_lost=collector.lost,
+            group_size=samples,
+            seed=seed,
         )
         fleet.pump()
         groups = collector.wait(config.limits.wait_s)

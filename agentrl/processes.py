@@ -64,7 +64,9 @@ class Child:
         self.process.wait()
 
 
-def start_child(name: str, module: str, arguments: Sequence[str], *, log: Path, pass_fds: Sequence[int] = (), environment: dict[str, str] | None = None) -> Child:
+def start_child(
+    name: str, module: str, arguments: Sequence[str], *, log: Path, pass_fds: Sequence[int] = (), environment: dict[str, str] | None = None
+) -> Child:
     """Start `python -m module arguments` in a session and process group of its own, its error output appended to `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
 

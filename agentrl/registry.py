@@ -13,14 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl
 
 from ruamel.yaml import YAML
 
 from agentrl.environment import Environment
 from agentrl.errors import ConfigError
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 EnvironmentFactory = Callable[..., Environment]
 F = TypeVar("F", bound=EnvironmentFactory)
@@ -81,7 +83,10 @@ def load(text: str) -> EnvironmentFactory:
         except TypeError as error:
             raise ConfigError(f"environment {text!r} does not accept its arguments {spec.arguments}: {error}") from error
         if not isinstance(environment, Environment):
-            raise ConfigError(f"environment {text!r} gave a {type(environment).__name__}; it must be an agentrl.Environment (or a function that returns one)")
+            raise ConfigError(
+                f"environment {text!r} gave a {type(environment).__name__}; "
+                "it must be an agentrl.Environment, or a function that returns one"
+            )
         return environment
 
     build.__doc__ = factory.__doc__
@@ -139,4 +144,7 @@ def _by_name(name: str) -> EnvironmentFactory:
         return known[name]
     near = get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(f"no environment is registered as {name!r}{hint} Known: {', '.join(known) or 'none'}. For one of your own write file.py:Name or package.module:Name")
+    raise ConfigError(
+        f"no environment is registered as {name!r}{hint} Known: {', '.join(known) or 'none'}. "
+        "For one of your own write file.py:Name or package.module:Name"
+    )

@@ -20,7 +20,7 @@ from agentrl.errors import CheckpointError
 from agentrl.records import SCHEMA_VERSION, Disposition, Group
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
 
@@ -88,7 +88,7 @@ def cut_dispositions(folder: Path, step: int) -> dict[int, Disposed]:
     return kept
 
 
-def read_groups(folder: Path, *, skip: set[int] | frozenset[int] = frozenset()) -> Iterator[Group]:
+def read_groups(folder: Path, *, skip: Collection[int] = ()) -> Iterator[Group]:
     """Finished groups of all lineages in the order of their files; `skip` are indices that need not be decoded."""
     seen = set(skip)
     for path in sorted(folder.glob("groups-*.jsonl")):

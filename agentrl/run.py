@@ -137,7 +137,7 @@ class Run:
         before = self.session.published
         if before is not None and before[0] != fingerprint and before[1] == checksum and self.session.dtype == "float32":
             raise PublishError(
-                f"step {self.learner.step} changed the learner's trainable parameters but the engine's weights are those of the step before: "
+                f"step {self.learner.step} changed the learner's parameters but the engine's weights are those of the step before: "
                 "what is published is not what is trained"
             )
         self.session.published = (fingerprint, checksum)
@@ -181,7 +181,10 @@ def train(config: RunConfig, *, resume: Path | None = None, progress: Progress) 
     objective = objectives.get(config.objective["name"])
     objective_config = objectives.validate(config.objective)
     if config.group_size < objective.min_group_size:
-        raise ConfigError(f"objective {objective.name!r} compares rollouts of one task: set group_size >= {objective.min_group_size}, got {config.group_size}")
+        raise ConfigError(
+            f"objective {objective.name!r} compares rollouts of one task: "
+            f"set group_size >= {objective.min_group_size}, got {config.group_size}"
+        )
     folder = RunFolder(resume or Path(config.output or default_output(config)))
     if int(os.environ.get("RANK", "0")) > 0:
         _follow(config, objective, objective_config, folder.latest_checkpoint() if resume else None)
@@ -215,10 +218,11 @@ def _train(
     session = stack.enter_context(Session(config, folder.logs))
     session.start_engine(config.model)  # loads while the learner does
     tasks = TaskSource(session.environment, session.rows("train"), config.seed)
-    from transformers import AutoTokenizer  # torch takes seconds to import: a wrong run file has been refused by now
+    from transformers import AutoTokenizer, logging  # torch takes seconds to import: a wrong run file has been refused by now
 
     from agentrl.learner import Learner
 
+    logging.disable_progress_bar()
     cpu_threads(config, "learner")
     learner = Learner(config, objective, objective_config, session.model_dir)
     tokenizer = AutoTokenizer.from_pretrained(session.model_dir)

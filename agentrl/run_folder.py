@@ -1,11 +1,11 @@
 """A run's folder: what is where, who may write it, and how it is cut back to a checkpoint.
 
-    config.yaml            all values resolved
-    metrics.jsonl          one object a step
-    rollouts/              every episode (agentrl.rollout_log)
-    checkpoints/step-N/    learner state and run.json, complete or absent
-    model/                 the final model
-    logs/                  one file a child process
+- config.yaml: all values resolved
+- metrics.jsonl: one object a step
+- rollouts/: every episode (agentrl.rollout_log)
+- checkpoints/step-N/: learner state and run.json, complete or absent
+- model/: the final model
+- logs/: one file a child process
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -27,6 +26,7 @@ from agentrl.rollout_log import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,9 @@ class RunFolder:
     def create(self, config_text: str) -> None:
         """Start a new run here. Raises `ConfigError` where one already is."""
         if self.config_file.exists():
-            raise ConfigError(f"{self.path} already holds a run; give another --output, or go on with it: agentrl train --resume {self.path}")
+            raise ConfigError(
+                f"{self.path} already holds a run; give another --output, or go on with it: agentrl train --resume {self.path}"
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._acquire()
@@ -129,8 +131,9 @@ class RunFolder:
         except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
             shutil.rmtree(draft, ignore_errors=True)
             raise CheckpointError(
-                f"cannot write the checkpoint of step {state.step} to {final}: {error}; free some space and run `agentrl train --resume {self.path}`: "
-                f"it goes on from {self.latest_checkpoint() or 'the start'}, and finished rollouts are not lost"
+                f"cannot write the checkpoint of step {state.step} to {final}: {error}; "
+                f"free some space and run `agentrl train --resume {self.path}`: it goes on from "
+                f"{self.latest_checkpoint() or 'the start'}, and finished rollouts are not lost"
             ) from error
 
     def prune_checkpoints(self, keep: int) -> None:

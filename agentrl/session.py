@@ -159,7 +159,10 @@ def environment_spec(config: RunConfig) -> str:
 
 
 def resolve_model(model: str) -> str:
-    """The folder or Hub name to load; `quickstart` is the model that ships with agentrl. Raises `ConfigError` for a folder without a model."""
+    """The folder or Hub name to load; `quickstart` is the model that ships with agentrl.
+
+    Raises `ConfigError` for a folder without a model or a tokenizer.
+    """
     if model == "quickstart":
         from agentrl.quickstart import model_path
 
@@ -167,7 +170,9 @@ def resolve_model(model: str) -> str:
     path = Path(model)
     if path.is_dir():
         if not (path / "config.json").exists():
-            raise ConfigError(f"model {model!r} is a folder without config.json; give a folder that transformers' save_pretrained wrote, or a Hub name")
+            raise ConfigError(
+                f"model {model!r} is a folder without config.json; give a folder that transformers' save_pretrained wrote, or a Hub name"
+            )
         if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")):
             raise ConfigError(f"model {model!r} has no tokenizer files; save one beside it with tokenizer.save_pretrained({model!r})")
     elif model.startswith((".", "/")) or model.count("/") > 1:
@@ -192,5 +197,3 @@ def cpu_threads(config: RunConfig, side: str) -> None:
     import torch
 
     torch.set_num_threads(cpu_share(config, side))
-
-

@@ -1,4 +1,4 @@
-"""The task source: which task the group in each place of dispatch order plays. A pure function of seed and place, so a cursor is a number."""
+"""The task source: which task each place of dispatch order plays. A pure function of seed and place, so a cursor is a number."""
 
 from __future__ import annotations
 
@@ -54,4 +54,6 @@ def make_task(environment: str, rows: Rows, index: int) -> Task:
     try:
         return Task.from_row(environment, row)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"environment {environment!r}: row {index} is not a JSON object ({error}); give plain numbers, strings, lists and dicts") from error
+        raise ConfigError(
+            f"environment {environment!r}: row {index} is not a JSON object ({error}); give plain numbers, strings, lists and dicts"
+        ) from error

@@ -7,7 +7,9 @@ import numpy as np
 from agentrl.records import Ending, Group, Rollout, SamplingContract, Score, Source, Task, TokenSpan, Turn, Version, VersionRun
 
 
-def make_span(num_prompt: int, num_sampled: int, *, step: int = 0, seed: int = 0, source: Source = Source.PROMPT, vocabulary: int = 50) -> TokenSpan:
+def make_span(
+    num_prompt: int, num_sampled: int, *, step: int = 0, seed: int = 0, source: Source = Source.PROMPT, vocabulary: int = 50
+) -> TokenSpan:
     """A span of prompt (or environment) tokens followed by sampled ones."""
     random = np.random.default_rng(seed)
     length = num_prompt + num_sampled
@@ -27,7 +29,15 @@ def make_turn(span: TokenSpan, parent: int = -1) -> Turn:
 
 
 def make_rollout(
-    reward: float | None, *, member: int = 0, num_prompt: int = 3, num_sampled: int = 4, step: int = 0, seed: int = 0, ending: Ending = "complete", task: Task | None = None
+    reward: float | None,
+    *,
+    member: int = 0,
+    num_prompt: int = 3,
+    num_sampled: int = 4,
+    step: int = 0,
+    seed: int = 0,
+    ending: Ending = "complete",
+    task: Task | None = None,
 ) -> Rollout:
     """A single-turn rollout with this reward; None is unscorable."""
     return Rollout(
@@ -44,6 +54,7 @@ def make_group(index: int, rewards: list[float | None], *, step: int = 0, task: 
     """A group with one rollout a reward, sampled by the weights of `step`."""
     task = task or Task.from_row("fake", {"prompt": "x", "number": index})
     rollouts = tuple(
-        make_rollout(reward, member=member, step=step, seed=1000 * index + member, task=task, num_sampled=num_sampled) for member, reward in enumerate(rewards)
+        make_rollout(reward, member=member, step=step, seed=1000 * index + member, task=task, num_sampled=num_sampled)
+        for member, reward in enumerate(rewards)
     )
     return Group(index=index, task=task, rollouts=rollouts, dispatched=Version(step=step))

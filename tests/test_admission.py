@@ -51,7 +51,11 @@ class Simulation:
                     sequence += 1
                     heapq.heappush(events, (self.now + self.random.expovariate(1.0), sequence, "step", batch))
                     continue
-            if not events and self.admission.overdue() == [] and self.admission.places_trained + len(self.admission.places) < self.admission.limit:
+            if (
+                not events
+                and self.admission.overdue() == []
+                and self.admission.places_trained + len(self.admission.places) < self.admission.limit
+            ):
                 continue
             assert events, f"stuck: {in_flight} in flight, no event will ever come"
             self.now, _, kind, indices = heapq.heappop(events)
@@ -93,14 +97,22 @@ def test_volume_alone_would_pass_the_bound():
     """The bound of the design is needed: without waiting for old groups, ages run away."""
     worst = 0
     for seed in range(20):
-        simulation = Simulation(Admission(groups_per_step=4, max_staleness=1, on_bound="over"), random.Random(seed), num_steps=30, failing=0)
+        simulation = Simulation(
+            Admission(groups_per_step=4, max_staleness=1, on_bound="over"), random.Random(seed), num_steps=30, failing=0
+        )
         simulation.run()
         worst = max(worst, *simulation.staleness)
     assert worst > 1
 
 
 @settings(max_examples=60, deadline=None)
-@given(num_groups=st.integers(1, 40), groups_per_step=st.integers(1, 16), eta=st.integers(0, 2), seed=st.integers(0, 1000), failing=st.sampled_from([0.0, 0.3]))
+@given(
+    num_groups=st.integers(1, 40),
+    groups_per_step=st.integers(1, 16),
+    eta=st.integers(0, 2),
+    seed=st.integers(0, 1000),
+    failing=st.sampled_from([0.0, 0.3]),
+)
 def test_data_that_ends_is_trained_once_each_with_a_smaller_last_step(num_groups, groups_per_step, eta, seed, failing):
     admission = Admission(groups_per_step=groups_per_step, max_staleness=eta, num_groups=num_groups)
     simulation = Simulation(admission, random.Random(seed), num_steps=1000, failing=failing)

@@ -61,7 +61,9 @@ def trees(draw):
 @given(trees())
 def test_every_sampled_token_is_trained_exactly_once(rollout):
     rows = rows_of(rollout)
-    trained = sorted((int(turn), int(token)) for row in rows for turn, token in zip(row.turn[row.trained], row.ids[row.trained], strict=True))
+    trained = sorted(
+        (int(turn), int(token)) for row in rows for turn, token in zip(row.turn[row.trained], row.ids[row.trained], strict=True)
+    )
     sampled = sorted((index, int(token)) for index, turn in enumerate(rollout.turns) for token in turn.span.ids[turn.span.sampled])
     assert trained == sampled
     for row in rows:

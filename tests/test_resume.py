@@ -37,7 +37,12 @@ class Odd(Environment):
 def start(folder: Path, *arguments: str) -> subprocess.Popen[bytes]:
     with (folder / "output.txt").open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "agentrl", "train", *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=folder, start_new_session=True
+            [sys.executable, "-m", "agentrl", "train", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=folder,
+            start_new_session=True,
         )
 
 

@@ -87,14 +87,28 @@ def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
     )
     Qwen3ForCausalLM(config).save_pretrained(folder)
     return str(folder)
 
 
 def make_config(model_folder, **changes):
-    values = {"model": model_folder, "env": "fake", "group_size": 4, "groups_per_step": 3, "steps": 4, "max_staleness": 0, "learner": {"lr": 1e-3, "device": "cpu"}}
+    values = {
+        "model": model_folder,
+        "env": "fake",
+        "group_size": 4,
+        "groups_per_step": 3,
+        "steps": 4,
+        "max_staleness": 0,
+        "learner": {"lr": 1e-3, "device": "cpu"},
+    }
     return RunConfig.model_validate(values | changes)
 
 
@@ -106,9 +120,13 @@ def make_learner(config):
 def make_run(config, folder, session=None):
     learner = make_learner(config)
     admission = Admission(
-        groups_per_step=config.groups_per_step, max_staleness=config.max_staleness, num_groups=config.epochs * len(ROWS) if config.epochs else None
+        groups_per_step=config.groups_per_step,
+        max_staleness=config.max_staleness,
+        num_groups=config.epochs * len(ROWS) if config.epochs else None,
     )
-    buffer = Buffer(admission, TaskSource("fake", ROWS, config.seed), RolloutLog(folder.rollouts, 0), config.limits, lineage=0, min_scorable=2)
+    buffer = Buffer(
+        admission, TaskSource("fake", ROWS, config.seed), RolloutLog(folder.rollouts, 0), config.limits, lineage=0, min_scorable=2
+    )
     return Run(config, folder, 0, learner, None, session or ScriptedSession(), buffer, Silent(), Interrupt(), last={})
 
 

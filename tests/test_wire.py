@@ -13,9 +13,16 @@ from agentrl.records import Group
 
 
 def equal(left: Group, right: Group) -> bool:
-    spans = [(turn.span, other.span) for a, b in zip(left.rollouts, right.rollouts, strict=True) for turn, other in zip(a.turns, b.turns, strict=True)]
+    spans = [
+        (turn.span, other.span)
+        for a, b in zip(left.rollouts, right.rollouts, strict=True)
+        for turn, other in zip(a.turns, b.turns, strict=True)
+    ]
     return (left.index, left.task, left.scores, left.dispatched) == (right.index, right.task, right.scores, right.dispatched) and all(
-        a.ids.tobytes() == b.ids.tobytes() and a.source.tobytes() == b.source.tobytes() and np.array_equal(a.logprobs, b.logprobs, equal_nan=True) and a.versions == b.versions
+        a.ids.tobytes() == b.ids.tobytes()
+        and a.source.tobytes() == b.source.tobytes()
+        and np.array_equal(a.logprobs, b.logprobs, equal_nan=True)
+        and a.versions == b.versions
         for a, b in spans
     )
 

@@ -49,7 +49,16 @@ def run_agentrl(options: argparse.Namespace, scratch: Path, number: int) -> floa
         "learner.lr": 1e-6,
         "checkpoint.every": 1000,
     }
-    command = [sys.executable, "-m", "agentrl", "train", "--env", f"{HERE / 'bench_env.py'}:Bench?mode={options.mode}", "--model", str(scratch / "model")]
+    command = [
+        sys.executable,
+        "-m",
+        "agentrl",
+        "train",
+        "--env",
+        f"{HERE / 'bench_env.py'}:Bench?mode={options.mode}",
+        "--model",
+        str(scratch / "model"),
+    ]
     command += ["--output", str(folder)] + [part for key, value in sets.items() for part in ("--set", f"{key}={value}")]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -75,7 +84,16 @@ def main() -> None:
         model = str(scratch / "model")
         for number in range(options.rounds):
             ours.append(run_agentrl(options, scratch, number))
-            peer = [options.peer_python, "trl_baseline.py", "--mode", options.mode, "--model", model, "--steps", str(max(4, options.steps // 2))]
+            peer = [
+                options.peer_python,
+                "trl_baseline.py",
+                "--mode",
+                options.mode,
+                "--model",
+                model,
+                "--steps",
+                str(max(4, options.steps // 2)),
+            ]
             theirs.append(run_json(peer)["completions_per_s"])
             if options.mode == "fixed":
                 ceilings.append(run_json([sys.executable, "bare_loops.py", "--seconds", "15"])["overlap_ceiling"])

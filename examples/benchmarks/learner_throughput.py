@@ -153,7 +153,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--core", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--bare-tokens", type=int, default=1360, help="tokens of one forward of the bare loop; its best where this was written")
+    parser.add_argument(
+        "--bare-tokens", type=int, default=1360, help="tokens of one forward of the bare loop; its best where this was written"
+    )
     options = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {options.core})
