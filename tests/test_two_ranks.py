@@ -1,0 +1,37 @@
+"""A whole run on two learner ranks, started as a user would."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from agentrl.run_folder import read_metrics
+
+
+def train(folder, *changes, launcher=()):
+    sets = ["steps=3", "group_size=4", "groups_per_step=4", "sampling.max_tokens=16", "max_staleness=0", "learner.threads=1", "learner.lr=1e-3"]
+    command = [sys.executable, *launcher, "-m", "agentrl", "train", "--env", "arithmetic", "--model", "quickstart", "--output", str(folder)]
+    command += [part for change in [*sets, *changes] for part in ("--set", change)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return read_metrics(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
+def test_two_ranks_train_and_export_one_model(tmp_path, sharding):
+    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
+    alone = train(tmp_path / "alone")
+    together = train(tmp_path / "together", "learner.ranks=2", f"learner.sharding={sharding}", launcher=launcher)
+    assert [one["step"] for one in together] == [1, 2, 3]
+    assert together[0]["reward/mean"] == alone[0]["reward/mean"]
+    assert together[0]["grad_norm"] == pytest.approx(alone[0]["grad_norm"], rel=1e-5)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "together" / "model")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "alone" / "model")
+    for (name, mine), (_, theirs) in zip(model.named_parameters(), base.named_parameters(), strict=True):
+        assert torch.isfinite(mine).all(), name
+        assert mine.shape == theirs.shape
