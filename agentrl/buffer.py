@@ -147,7 +147,7 @@ class Buffer:
             reason, count = self._reasons.most_common(1)[0]
             raise RunCannotLearn(
                 f"{share:.0%} of the last {len(self._recent)} groups could not be scored (limits.max_unscorable_share is "
-                f"{self._limits.max_unscorable_share:.0%}); the commonest reason, {count} times: {reason}"
+                f"{self._limits.max_unscorable_share:.0%}); the commonest reason, {count} times: {reason}. Mend that, or raise the limit"
             )
 
     def lost(self, index: int) -> None:
@@ -174,7 +174,10 @@ class Buffer:
                 if cancelled:
                     continue
                 if not self._changed.wait(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
-                    raise RunCannotLearn(f"no full batch came within limits.wait_s={self._limits.wait_s:.0f} s: {self._describe()}")
+                    raise RunCannotLearn(
+                        f"no full batch came within limits.wait_s={self._limits.wait_s:g} s: {self._describe()}; raise limits.wait_s, or "
+                        "lower rollout.episode_timeout_s, which bounds each episode"
+                    )
 
     def _requeue(self) -> list[int]:
         overdue = self._admission.overdue()
@@ -247,6 +250,14 @@ class Buffer:
                 in_flight=len(self._admission.places) - len(self._groups),
                 endings=dict(self._endings),
             )
+
+    def why_nothing_came(self) -> str:
+        """What kept every group from being trained, for an error."""
+        with self._changed:
+            if not self._reasons:
+                return "the data ended before a group could be trained"
+            reason, count = self._reasons.most_common(1)[0]
+            return f"not one of {self._unscorable} groups could be scored; the commonest reason, {count} times: {reason}"
 
     def _describe(self) -> str:
         in_flight = len(self._admission.places) - len(self._groups)

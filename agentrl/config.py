@@ -6,6 +6,7 @@ Objectives are validated by their own configs, found by name in the open registr
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -63,12 +64,19 @@ class EngineConfig(Config):
     """`auto` is bfloat16 on CUDA and float32 on a CPU."""
     slots: Positive = 128
     """Requests decoded at once; more wait in a queue."""
-    context_length: Positive | None = None
+    context_length: Annotated[int, Field(ge=2)] | None = None
     """Tokens a request may hold, prompt and completion; by default what the model allows, at most 4096."""
     kv: Literal["keep", "recompute"] = "keep"
     """What a weight update does to the KV cache of requests in flight: keep it, or compute it again under the new weights."""
     timeout_s: Seconds = 300.0
     """Longest wait for one answer of the engine."""
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            raise ValueError(f"got {value!r}; it must be auto, cpu, cuda, or cuda:N")
+        return value
 
 
 class LearnerConfig(Config):
@@ -90,7 +98,7 @@ class LearnerConfig(Config):
     head_chunk_mib: Positive = 64
     """Memory for the float32 logits of one chunk of trained positions, in MiB."""
     gradient_checkpointing: bool = False
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
     """`cpu`, `cuda`, or `auto`: the first CUDA device where there is one."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the forward pass; master weights and optimizer state stay float32. `auto` is bfloat16 on CUDA, float32 on a CPU."""

@@ -151,33 +151,51 @@ class SingleTurn(Environment):
 
 
 def _one_value(name: str, values: Any) -> float | None:
-    if isinstance(values, str | bytes) or not hasattr(values, "__len__") or len(values) != 1:
-        got = f"{len(values)} values" if hasattr(values, "__len__") else repr(values)
+    sequence = hasattr(values, "__getitem__") and not isinstance(values, str | bytes | Mapping)
+    try:
+        count = len(values) if sequence else -1
+    except TypeError:  # an array of no dimension
+        count = -1
+    if count != 1:
+        got = f"{count} values" if count >= 0 else _shown(values)
         raise EnvironmentFailure(
             f"reward {name} got 1 completion and returned {got}; it must return a list with one number (or None) a completion"
         )
     value = values[0]
-    return None if value is None else float(value)
+    return None if value is None else _finite(f"reward {name}", value, "a finite number a completion, or None where it cannot tell")
 
 
 def as_score(name: str, value: Any) -> Score:
-    """Turn what `score` returned into a `Score`; raises `EnvironmentFailure` for NaN, infinities and other types."""
-    if isinstance(value, Score):
-        return value
+    """Turn what `score` returned into a `Score`; raises `EnvironmentFailure` for NaN, infinities and other types.
+
+    Args:
+        name: of what returned it, for messages.
+        value: what it returned.
+    """
+    allowed = "a finite number, a mapping of them, a Score, or None where the episode cannot be scored"
     if value is None:
-        return Score.unscorable(f"{name}.score returned None")
+        return Score.unscorable(f"{name} returned None")
+    if isinstance(value, Score):
+        for part in value.parts.values():
+            _finite(name, part, allowed)
+        return value
     if isinstance(value, Mapping):
-        parts = {str(key): _finite(name, part) for key, part in value.items()}
+        parts = {str(key): _finite(name, part, allowed) for key, part in value.items()}
         return Score(value=math.fsum(parts.values()), parts=parts)
-    return Score(value=_finite(name, value))
+    return Score(value=_finite(name, value, allowed))
 
 
-def _finite(name: str, value: Any) -> float:
-    if isinstance(value, str | bytes) or not hasattr(value, "__float__"):
-        raise EnvironmentFailure(
-            f"{name}.score returned a {type(value).__name__}; allowed: a number, a mapping of numbers, a Score, or None"
-        )
-    number = float(value)
+def _finite(name: str, value: Any, allowed: str) -> float:
+    """The value as a float; text is no number, even where it could be read as one."""
+    try:
+        number = math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, RuntimeError):  # the last is torch's, for a tensor of several elements
+        number = math.nan
     if not math.isfinite(number):
-        raise EnvironmentFailure(f"{name}.score returned {number}; return None where the episode cannot be scored")
+        raise EnvironmentFailure(f"{name} returned {_shown(value)}; allowed: {allowed}")
     return number
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if isinstance(value, float) else f"{text if len(text) <= 80 else text[:77] + '...'} (of type {type(value).__name__})"

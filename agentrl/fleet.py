@@ -37,7 +37,10 @@ class Member:
 
     child: Child
     sock: socket.socket
+    started: bool = False
+    """It has been ready once."""
     ready: bool = False
+    """It takes groups."""
     groups: set[int] = field(default_factory=set)
     """Dispatched to it and not yet back."""
 
@@ -165,7 +168,7 @@ class Fleet:
                     self._on_played(message.group)
                 elif isinstance(message, Ready):
                     member.sock.settimeout(SILENCE_S)
-                    member.ready = True
+                    member.started = member.ready = True
                     self.pump()
                 elif isinstance(message, Beat):
                     self.loop_lag_s = message.loop_lag_s
@@ -182,10 +185,9 @@ class Fleet:
             self._replace(number, member, reason)
 
     def _replace(self, number: int, member: Member, reason: str) -> None:
-        was_ready = member.ready
         self._stop_member(member)
         what = member.child.describe_end() + (f" ({reason})" if reason else "")
-        if self._restarts[number] >= MOST_RESTARTS or not was_ready:
+        if self._restarts[number] >= MOST_RESTARTS or not member.started:
             self._on_failure(WorkerDied(f"{what}; it was restarted {self._restarts[number]} times"))
             return
         self._restarts[number] += 1

@@ -37,7 +37,9 @@ class Child:
     def describe_end(self) -> str:
         """One line that names the exit and the child's own last words."""
         code = self.process.poll()
-        how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with status {code}"
+        how = "still runs" if code is None else f"ended with status {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+        if code == -signal.SIGKILL:
+            how += " (if nobody did that, the machine ran out of memory)"
         tail = last_lines(self.log, 8)
         return f"{self.name} {how}" + (f"; its last lines ({self.log}):\n{tail}" if tail else f" and wrote nothing to {self.log}")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
@@ -22,6 +22,8 @@ from agentrl.records import SCHEMA_VERSION, Disposition, Group
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +80,7 @@ class RolloutLog:
 
 def read_dispositions(folder: Path) -> list[Disposed]:
     """All whole lines of `dispositions.jsonl`."""
-    return [wire.from_json(line, Disposed) for line in _whole_lines(folder / "dispositions.jsonl")]
+    return [_decoded(line, Disposed, place) for line, place in _whole_lines(folder / "dispositions.jsonl")]
 
 
 def cut_dispositions(folder: Path, step: int) -> dict[int, Disposed]:
@@ -92,11 +94,11 @@ def read_groups(folder: Path, *, skip: Collection[int] = ()) -> Iterator[Group]:
     """Finished groups of all lineages in the order of their files; `skip` are indices that need not be decoded."""
     seen = set(skip)
     for path in sorted(folder.glob("groups-*.jsonl")):
-        for line in _whole_lines(path):
-            head = msgspec.json.decode(line, type=_GroupHead)
+        for line, place in _whole_lines(path):
+            head = _decoded(line, _GroupHead, place)
             if head.index not in seen:
                 seen.add(head.index)
-                yield wire.from_json(line, Group)
+                yield _decoded(line, Group, place)
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -113,13 +115,21 @@ def replace_file(path: Path, content: bytes) -> None:
         raise CheckpointError(f"cannot write {path}: {error}; what was there before is unharmed") from error
 
 
-def _whole_lines(path: Path) -> Iterator[bytes]:
+def _whole_lines(path: Path) -> Iterator[tuple[bytes, str]]:
+    """Every line that was written to its end, and where it is, for messages."""
     if not path.exists():
         return
     with path.open("rb") as file:
-        for line in file:
+        for number, line in enumerate(file, start=1):
             if line.endswith(b"\n"):
-                yield line
+                yield line, f"{path}, line {number}"
+
+
+def _decoded(line: bytes, kind: type[T], place: str) -> T:
+    try:
+        return wire.from_json(line, kind)
+    except (msgspec.DecodeError, ValueError) as error:  # ValueError from a record's own checks
+        raise CheckpointError(f"{place} does not read back: {error}; the file was changed or damaged after it was written") from error
 
 
 def _open_append(path: Path) -> int:

@@ -25,8 +25,9 @@ from agentrl.buffer import Buffer
 from agentrl.errors import AgentRLError, CheckpointError, ConfigError, LearnerDiverged, PublishError, RunCannotLearn
 from agentrl.metrics import group_metrics
 from agentrl.records import SamplingContract, Version
+from agentrl.rollout.tokenizer import load_tokenizer
 from agentrl.rollout_log import Disposed, RolloutLog, cut_dispositions, read_groups
-from agentrl.run_folder import RunFolder, RunState
+from agentrl.run_folder import RunFolder, RunState, read_metrics
 from agentrl.session import Session, cpu_threads, resolve_model
 from agentrl.tasks import TaskSource
 
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
     from agentrl.config import RunConfig
     from agentrl.learner import Learner
     from agentrl.progress import Progress
+
+
+IDLE_STEPS = 10
+"""After so many steps in a row without an update the user is told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +109,23 @@ class Run:
     progress: Progress
     interrupt: Interrupt
     last: dict[str, float]
+    saved: int | None = None
+    """Step of the newest checkpoint of this lineage, or of the one it started from."""
+    idle: int = 0
+    """Steps in a row, up to the last one, that changed no weight."""
+
+    def connect(self, *, restored: bool) -> None:
+        """Wait for the engine, give it the restored weights, and let groups flow between buffer and rollout processes."""
+        self.session.on_failure = self.buffer.fail
+        if restored:
+            self.saved = self.learner.step
+            self.publish()
+        config, dtype = self.config, self.session.dtype
+        contract = SamplingContract(temperature=config.sampling.temperature, dtype=dtype, engine=config.engine.kind)
+        fleet = self.session.start_fleet(
+            contract=contract, next_group=self.buffer.dispatch, on_played=self.buffer.finished, on_lost=self.buffer.lost
+        )
+        self.buffer.on_open, self.buffer.on_cancel = fleet.pump, fleet.cancel
 
     def learn(self) -> None:
         """Take the oldest groups, step, publish, admit; until the steps or the data are done."""
@@ -127,8 +149,19 @@ class Run:
             self.record(metrics, {"wait": taken - started, "update": updated - taken, "publish": time.perf_counter() - updated})
             if self.learner.step % self.config.checkpoint.every == 0:
                 self.checkpoint()
+        self.check_that_it_learned()
+
+    def check_that_it_learned(self) -> None:
+        """Raise `RunCannotLearn` where no step of the whole run has changed a weight."""
         if self.learner.step == 0:
-            raise RunCannotLearn("the run ended without one update: the data ended before a group could be trained")
+            raise RunCannotLearn(f"the run ended without one update: {self.buffer.why_nothing_came()}")
+        steps = read_metrics(self.folder.path)  # those of earlier lineages too
+        if steps and all(metrics.get("learner/skipped") for metrics in steps):
+            raise RunCannotLearn(
+                f"not one of {self.learner.step} steps changed a weight: in every group all rewards were equal (reward/mean "
+                f"{steps[-1]['reward/mean']:.3g} in the last step), and only differences teach; make the tasks easier or harder for this "
+                "model, let the reward tell more outcomes apart, or raise group_size"
+            )
 
     def publish(self) -> None:
         """Send the learner's weights to the engine; the version counts once they are read back."""
@@ -160,16 +193,28 @@ class Run:
         self.last = {"step": self.learner.step, "lineage": self.lineage, **metrics}
         self.folder.log_metrics(self.last)
         self.progress.step(self.last)
+        self.idle = self.idle + 1 if metrics["learner/skipped"] else 0
+        if self.idle == IDLE_STEPS:
+            self.progress.message(f"{IDLE_STEPS} steps in a row changed no weight: in every group all rewards were equal")
 
     def checkpoint(self) -> None:
         """Write the learner and the run's cursor; every step so far is then beyond any crash."""
+        if self.saved == self.learner.step:
+            return  # the same weights are there already, and the logs say the rest
         self.progress.waiting("checkpoint")
         trained, next_index = self.buffer.cursor()
         self.buffer.sync()
         state = RunState(step=self.learner.step, lineage=self.lineage, places_trained=trained, next_index=next_index)
         with self.folder.writing_checkpoint(state) as draft:
             self.learner.save(draft)
+        self.saved = self.learner.step
         self.folder.prune_checkpoints(self.config.checkpoint.keep)
+
+    def export(self) -> None:
+        """Write the model for everybody else."""
+        self.progress.waiting("the final model")
+        with self.folder.writing_model() as draft:
+            self.learner.export(draft, self.tokenizer)
 
 
 def train(config: RunConfig, *, resume: Path | None = None, progress: Progress) -> RunResult:
@@ -199,7 +244,8 @@ def train(config: RunConfig, *, resume: Path | None = None, progress: Progress) 
         stack.enter_context(interrupt.installed())
         try:
             return _train(config, folder, objective, objective_config, progress, interrupt, stack, resuming=resume is not None)
-        except KeyboardInterrupt:  # before there was anything to save
+        except KeyboardInterrupt:  # before there was anything to save, or a second time
+            progress.message("interrupted; what was finished is in the run folder")
             return RunResult(folder=folder.path, steps=0, interrupted=True, last={})
 
 
@@ -215,29 +261,26 @@ def _train(
     resuming: bool,
 ) -> RunResult:
     progress.waiting("start")
-    session = stack.enter_context(Session(config, folder.logs))
-    session.start_engine(config.model)  # loads while the learner does
-    tasks = TaskSource(session.environment, session.rows("train"), config.seed)
-    from transformers import AutoTokenizer, logging  # torch takes seconds to import: a wrong run file has been refused by now
+    with interrupt.waiting():  # there is nothing to save yet
+        session = stack.enter_context(Session(config, folder.logs))
+        session.start_engine(config.model)  # loads while the learner does
+        tasks = TaskSource(session.environment, session.rows("train"), config.seed)
+        from transformers import logging  # torch takes seconds to import: a wrong run file has been refused by now
 
-    from agentrl.learner import Learner
+        from agentrl.learner import Learner
 
-    logging.disable_progress_bar()
-    cpu_threads(config, "learner")
-    learner = Learner(config, objective, objective_config, session.model_dir)
-    tokenizer = AutoTokenizer.from_pretrained(session.model_dir)
-    restored = folder.latest_checkpoint() if resuming else None
-    if restored is not None:
-        learner.load(restored)
-    lineage, buffer = _open_buffer(config, folder, tasks, restored, objective.min_group_size, resuming=resuming)
-    stack.callback(buffer.close)
-    run = Run(config, folder, lineage, learner, tokenizer, session, buffer, progress, interrupt, last={})
-    session.on_failure = buffer.fail
-    if restored is not None:
-        run.publish()
-    contract = SamplingContract(temperature=config.sampling.temperature, dtype=session.dtype, engine=config.engine.kind)
-    fleet = session.start_fleet(contract=contract, next_group=buffer.dispatch, on_played=buffer.finished, on_lost=buffer.lost)
-    buffer.on_open, buffer.on_cancel = fleet.pump, fleet.cancel
+        logging.disable_progress_bar()
+        cpu_threads(config, "learner")
+        learner = Learner(config, objective, objective_config, session.model_dir)
+        tokenizer = load_tokenizer(session.model_dir)
+        restored = folder.latest_checkpoint() if resuming else None
+        if restored is not None:
+            learner.load(restored)
+        lineage, buffer = _open_buffer(config, folder, tasks, restored, objective.min_group_size, resuming=resuming)
+        stack.callback(buffer.close)
+        run = Run(config, folder, lineage, learner, tokenizer, session, buffer, progress, interrupt, last={})
+        run.connect(restored=restored is not None)
+        folder.keep_config(runfile.dump(config))
     interrupted = _learn_and_save(run)
     return RunResult(folder=folder.path, steps=learner.step, interrupted=interrupted, last=run.last)
 
@@ -253,20 +296,31 @@ def _learn_and_save(run: Run) -> bool:
         interrupted = True
     except (CheckpointError, LearnerDiverged):
         raise  # the disk does not take another one, or what is in memory is not worth one
-    except AgentRLError:
+    except AgentRLError as error:
         if run.learner.step > 0 and run.learner.accelerator.num_processes == 1:
-            run.checkpoint()
-        raise
+            _save_after(error, run)
+        raise run.session.explained(error) from None
     if run.learner.step < run.config.steps:
         ranks.broadcast_groups(run.learner.accelerator, [])  # the other ranks wait for groups: no more will come
     run.session.stop_fleet()
     run.checkpoint()
-    run.learner.export(run.folder.model, run.tokenizer)
+    run.export()
     if interrupted:
         run.progress.message(f"interrupted after step {run.learner.step}; go on with: agentrl train --resume {run.folder.path}")
     else:
         run.buffer.drop_rest()
     return interrupted
+
+
+def _save_after(error: AgentRLError, run: Run) -> None:
+    """Write a checkpoint after a failure; that this fails too must not hide the failure itself."""
+    try:
+        run.checkpoint()
+    except CheckpointError as second:
+        run.progress.message(f"{second}")
+        return
+    if run.learner.step < run.config.steps:
+        run.progress.message(f"the run stopped after step {run.learner.step}; go on with: agentrl train --resume {run.folder.path}")
 
 
 def _follow(config: RunConfig, objective: objectives.Objective, options: objectives.ObjectiveConfig, checkpoint: Path | None) -> None:
@@ -276,8 +330,10 @@ def _follow(config: RunConfig, objective: objectives.Objective, options: objecti
     for number in (signal.SIGINT, signal.SIGTERM):  # rank 0 decides when the run ends
         signal.signal(number, signal.SIG_IGN)
     learner = Learner(config, objective, options, resolve_model(config.model))
+    saved = None
     if checkpoint is not None:
         learner.load(checkpoint)
+        saved = learner.step
         _exhaust(learner.named_weights())
     nowhere = Path()
     while learner.step < config.steps and (groups := ranks.broadcast_groups(learner.accelerator, None)):
@@ -285,7 +341,9 @@ def _follow(config: RunConfig, objective: objectives.Objective, options: objecti
         _exhaust(learner.named_weights())
         if learner.step % config.checkpoint.every == 0:
             learner.save(nowhere)
-    learner.save(nowhere)
+            saved = learner.step
+    if saved != learner.step:
+        learner.save(nowhere)
     learner.export(nowhere, None)
 
 

@@ -54,29 +54,45 @@ class RunFolder:
         self._lock: int | None = None
 
     def create(self, config_text: str) -> None:
-        """Start a new run here. Raises `ConfigError` where one already is."""
-        if self.config_file.exists():
-            raise ConfigError(
-                f"{self.path} already holds a run; give another --output, or go on with it: agentrl train --resume {self.path}"
-            )
+        """Start a new run here. Raises `ConfigError` where one already is; one that ended before its first rollout is written over."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._acquire()
+            if self.config_file.exists() and self._has_begun():
+                raise ConfigError(
+                    f"{self.path} already holds a run; give another --output, or go on with it: agentrl train --resume {self.path}"
+                )
             replace_file(self.config_file, config_text.encode())
-        except OSError as error:
+        except (OSError, CheckpointError) as error:
+            self.close()
             raise ConfigError(f"cannot make the run folder {self.path}: {error}; give another --output") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _has_begun(self) -> bool:
+        return any(path.stat().st_size for path in self.rollouts.glob("groups-*.jsonl")) or bool(self._complete_checkpoints())
 
     def reopen(self) -> None:
         """Go on with a run. Raises `ConfigError` where there is none, or where another process has it."""
         if not self.config_file.exists():
             raise ConfigError(f"{self.path} is no run folder: it has no config.yaml; give the folder that `agentrl train` printed")
-        self._acquire()
+        try:
+            self._acquire()
+        except OSError as error:
+            raise ConfigError(f"cannot go on with the run in {self.path}: {error}; its folder must be writable") from error
+
+    def keep_config(self, config_text: str) -> None:
+        """Note the configuration in force: a resume may have changed it, and the next one starts from here."""
+        if self.config_file.read_bytes() != config_text.encode():
+            replace_file(self.config_file, config_text.encode())
 
     def _acquire(self) -> None:
         self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
+            self.close()
             raise ConfigError(f"another process is using the run folder {self.path}; wait for it or give another --output") from None
 
     def close(self) -> None:
@@ -95,13 +111,17 @@ class RunFolder:
 
     def cut_metrics(self, step: int) -> None:
         """Forget the steps past `step`, and a line torn by a crash."""
-        kept = [line for line in _lines(self.metrics_file) if json.loads(line)["step"] <= step]
+        kept = [line for line, metrics in _metrics_lines(self.metrics_file) if metrics["step"] <= step]
         replace_file(self.metrics_file, b"".join(kept))
 
     def latest_checkpoint(self) -> Path | None:
         """The newest complete checkpoint."""
+        return next(reversed(self._complete_checkpoints()), None)
+
+    def _complete_checkpoints(self) -> list[Path]:
+        """Oldest first."""
         complete = [path for path in self.checkpoints.glob("step-*") if (path / "run.json").exists()]
-        return max(complete, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+        return sorted(complete, key=lambda path: int(path.name.removeprefix("step-")))
 
     def read_state(self, checkpoint: Path) -> RunState:
         """`run.json` of a checkpoint."""
@@ -117,30 +137,57 @@ class RunFolder:
         Raises `CheckpointError` when the disk does not take it; earlier checkpoints are unharmed.
         """
         final = self.checkpoints / f"step-{state.step:06d}"
-        draft = self.checkpoints / f".draft-{final.name}"
         try:
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
-            yield draft
-            (draft / "run.json").write_bytes(msgspec.json.encode(state))
-            for path in draft.rglob("*"):
-                _sync(path)
-            shutil.rmtree(final, ignore_errors=True)
-            draft.rename(final)
-            _sync(self.checkpoints)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-            shutil.rmtree(draft, ignore_errors=True)
+            with _whole_folder(final) as draft:
+                yield draft
+                (draft / "run.json").write_bytes(msgspec.json.encode(state))
+        except (OSError, RuntimeError, CheckpointError) as error:  # torch reports a full disk as RuntimeError
             raise CheckpointError(
                 f"cannot write the checkpoint of step {state.step} to {final}: {error}; "
                 f"free some space and run `agentrl train --resume {self.path}`: it goes on from "
                 f"{self.latest_checkpoint() or 'the start'}, and finished rollouts are not lost"
             ) from error
 
+    @contextlib.contextmanager
+    def writing_model(self) -> Iterator[Path]:
+        """A folder to fill with the final model; it becomes `model/` whole, or disappears. Raises `CheckpointError` like a checkpoint."""
+        try:
+            with _whole_folder(self.model) as draft:
+                yield draft
+        except (OSError, RuntimeError, CheckpointError) as error:
+            raise CheckpointError(
+                f"cannot write the final model to {self.model}: {error}; free some space and run `agentrl train --resume {self.path}`: "
+                f"it goes on from {self.latest_checkpoint()} and writes the model"
+            ) from error
+
     def prune_checkpoints(self, keep: int) -> None:
-        """Remove all but the newest `keep`."""
-        complete = sorted(self.checkpoints.glob("step-*"))
-        for path in complete[:-keep]:
-            shutil.rmtree(path, ignore_errors=True)
+        """Remove all but the newest `keep`, and what is left of incomplete ones."""
+        kept = self._complete_checkpoints()[-keep:]
+        for path in self.checkpoints.glob("step-*"):
+            if path not in kept:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _whole_folder(final: Path) -> Iterator[Path]:
+    """A folder to fill beside `final`, which it replaces at the end; whatever stops that leaves `final` as it was."""
+    draft = final.with_name(f".draft-{final.name}")
+    old = final.with_name(f".old-{final.name}")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        yield draft
+        for path in draft.rglob("*"):
+            _sync(path)
+        shutil.rmtree(old, ignore_errors=True)
+        if final.exists():
+            final.rename(old)
+        draft.rename(final)
+        shutil.rmtree(old, ignore_errors=True)
+        _sync(final.parent)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
 
 
 def _sync(path: Path) -> None:
@@ -151,13 +198,18 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _lines(path: Path) -> list[bytes]:
+def _metrics_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Every line that reads back, with what it says: a crash may tear the last one."""
     if not path.exists():
-        return []
+        return
     with path.open("rb") as file:
-        return [line for line in file if line.endswith(b"\n")]
+        for line in file:
+            with contextlib.suppress(ValueError):
+                metrics = json.loads(line)
+                if line.endswith(b"\n") and isinstance(metrics, dict) and "step" in metrics:
+                    yield line, metrics
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """All steps of a run folder, oldest first."""
-    return [json.loads(line) for line in _lines(folder / "metrics.jsonl")]
+    return [metrics for _, metrics in _metrics_lines(folder / "metrics.jsonl")]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
 from agentrl.dispatch import Setup
-from agentrl.errors import AgentRLError, ConfigError, SamplerUnavailable
+from agentrl.errors import AgentRLError, ConfigError, PublishError, SamplerUnavailable
 from agentrl.fleet import Fleet
 from agentrl.records import Version
 from agentrl.rollout.rows import RemoteRows
@@ -138,10 +138,14 @@ class Session:
         return self._fleet
 
     def _fleet_failed(self, error: AgentRLError) -> None:
+        self.on_failure(self.explained(error))
+
+    def explained(self, error: AgentRLError) -> AgentRLError:
+        """The error, or the end of the engine where that is behind it."""
         engine = self._engine
-        if isinstance(error, SamplerUnavailable) and engine is not None and engine.child.process.poll() is not None:
-            error = SamplerUnavailable(engine.child.describe_end())
-        self.on_failure(error)
+        if isinstance(error, SamplerUnavailable | PublishError) and engine is not None and engine.ended():
+            return SamplerUnavailable(engine.child.describe_end())
+        return error
 
     def stop_fleet(self) -> None:
         """End the rollout processes and whatever they started."""
@@ -175,6 +179,8 @@ def resolve_model(model: str) -> str:
             )
         if not any((path / name).exists() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")):
             raise ConfigError(f"model {model!r} has no tokenizer files; save one beside it with tokenizer.save_pretrained({model!r})")
+    elif path.exists():
+        raise ConfigError(f"model {model!r} is a file; give the folder that transformers' save_pretrained wrote, or a Hub name")
     elif model.startswith((".", "/")) or model.count("/") > 1:
         raise ConfigError(f"model {model!r}: there is no such folder")
     return model

@@ -13,7 +13,7 @@ from agentrl.envs.procedural import Procedural
 from agentrl.errors import ConfigError
 from agentrl.registry import register
 from agentrl.rewards.expression import evaluate
-from agentrl.rewards.math_answer import answer_text, completion_text
+from agentrl.rewards.extract import answer_text, completion_text
 
 SIZES: Mapping[Split, int] = {"train": 20_000, "eval": 1_000}
 
@@ -30,7 +30,13 @@ def solves(text: str, *, numbers: Sequence[int], target: int) -> bool:
 
 
 def countdown_reward(
-    *, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Sequence[Any], numbers: Sequence[Sequence[int]], target: Sequence[int], **_: Any
+    *,
+    prompts: Sequence[Any],
+    completions: Sequence[Any],
+    completion_ids: Sequence[Any],
+    numbers: Sequence[Sequence[int]],
+    target: Sequence[int],
+    **_: Any,
 ) -> list[float]:
     """1 where the last box (or, without one, the whole answer) solves the task, else 0."""
     texts = [answer_text(completion_text(completion)) for completion in completions]

@@ -25,7 +25,12 @@ def draw(stream: random.Random, *, items: int) -> tuple[str, Mapping[str, Any]]:
     asked = names[:items]
     total = sum(stock[name] for name in asked)
     key = " ".join(f"{name}={stock[name]}" for name in sorted(asked))
-    return key, {"prompt": f"How many of {' and '.join(asked)}?", "stock": dict(sorted(stock.items())), "asked": asked, "answer": str(total)}
+    return key, {
+        "prompt": f"How many of {' and '.join(asked)}?",
+        "stock": dict(sorted(stock.items())),
+        "asked": asked,
+        "answer": str(total),
+    }
 
 
 @register("lookup")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 MAX_CHARACTERS = 400
 """A longer text is refused; within it every value stays small, as there are no powers."""
@@ -80,7 +83,7 @@ def _tokens(text: str) -> list[str]:
     while at < len(text):
         match = _TOKEN.match(text, at)
         if match is None:
-            raise ValueError(f"expected a number, + - * / or a parenthesis at {text[at:at + 10]!r}")
+            raise ValueError(f"expected a number, + - * / or a parenthesis at {text[at : at + 10]!r}")
         tokens.append(match[1] or match[2])
         at = match.end()
     return tokens

@@ -10,10 +10,9 @@ Known to be called wrong although right: units converted (`35 cm` and `0.35 m`),
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from agentrl.records import Score
 from agentrl.rewards.extract import answer_text, completion_text
@@ -21,6 +20,9 @@ from agentrl.rewards.math_compare import Policy, check_gold, same
 from agentrl.rewards.math_symbolic import TooLarge, Unparsed
 from agentrl.rewards.math_text import MAX_CHARACTERS, compact, normalize
 from agentrl.rewards.math_tree import Malformed, Node, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Verdict = Literal["correct", "wrong", "unscorable"]
 
@@ -52,7 +54,7 @@ def grade(*, gold: str, answer: str, policy: Policy = _DEFAULT) -> Grade:
     """
     expected = normalize(answer_text(gold) or "")
     if not expected:
-        return Grade(verdict="unscorable", reason="the gold is empty")
+        return Grade(verdict="unscorable", reason=gold_fault(gold))
     said = answer_text(answer)
     if said is None:
         return Grade(verdict="wrong", reason="no answer in the text")
@@ -75,9 +77,17 @@ def grade(*, gold: str, answer: str, policy: Policy = _DEFAULT) -> Grade:
         return Grade(verdict="unscorable", reason=f"the comparison failed: {type(error).__name__}: {error}", answer=said)
 
 
+def gold_fault(gold: str) -> str:
+    """Why only the very same text could be right for this gold; empty where answers can be compared with it. To check a data set."""
+    tree = _gold(normalize(answer_text(gold) or ""))
+    return tree if isinstance(tree, str) else ""
+
+
 @lru_cache(maxsize=1024)
 def _gold(text: str) -> Node | str:
     """The gold's tree, or why it cannot be graded against."""
+    if not text:
+        return "the gold is empty"
     if len(text) > MAX_CHARACTERS:
         return f"the gold is longer than {MAX_CHARACTERS} characters"
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from agentrl.rewards.math_symbolic import DECIMAL_TOLERANCE, constant, equal, formula, proportional
@@ -72,7 +73,7 @@ def _same_listing(gold: Listing, answer: Listing, policy: Policy) -> bool:
 
 
 def _assigned(relation: Relation) -> tuple[Node, ...]:
-    """The values that a chain such as `x = 2 + 40 = 42` or `x \\in S` gives to a name or to nothing; none where it is an equation."""
+    r"""The values that a chain such as `x = 2 + 40 = 42` or `x \in S` gives to a name or to nothing; none where it is an equation."""
     first, *others = relation.parts
     named = isinstance(first, Leaf) and _NAME.fullmatch(first.text) is not None
     if relation.signs == ("\\in",):
@@ -111,22 +112,23 @@ def _rising(relation: Relation) -> Relation:
 
 
 def _as_interval(node: Node) -> Node:
-    """`3 < x \\le 5` as `(3, 5]`; everything else as it is."""
+    r"""`3 < x \le 5` as `(3, 5]`; everything else as it is."""
     if not isinstance(node, Relation) or any(sign not in _FLIPPED for sign in node.signs):
         return node
     rising = _rising(node)
     if any(sign in (">", "\\ge") for sign in rising.signs) or len(rising.parts) > 3:
         return node
-    names = [isinstance(part, Leaf) and _NAME.fullmatch(part.text) is not None and "\\" not in part.text for part in rising.parts]
-    if names == [True, False]:
-        low, high, brackets = Leaf("-\\infty"), rising.parts[1], ("(", rising.signs[0])
-    elif names == [False, True]:
-        low, high, brackets = rising.parts[0], Leaf("\\infty"), (rising.signs[0], ")")
-    elif names == [False, True, False]:
-        low, high, brackets = rising.parts[0], rising.parts[2], (rising.signs[0], rising.signs[1])
-    else:
+    names = tuple(isinstance(part, Leaf) and "\\" not in part.text and _NAME.fullmatch(part.text) is not None for part in rising.parts)
+    ends: dict[tuple[bool, ...], tuple[Node, ...]] = {
+        (True, False): (Leaf("-\\infty"), rising.parts[-1]),
+        (False, True): (rising.parts[0], Leaf("\\infty")),
+        (False, True, False): (rising.parts[0], rising.parts[-1]),
+    }
+    if names not in ends:
         return node
-    return Listing({"<": "(", "\\le": "["}.get(brackets[0], "(") + {"<": ")", "\\le": "]"}.get(brackets[1], ")"), (low, high))
+    opening = "[" if not names[0] and rising.signs[0] == "\\le" else "("
+    closing = "]" if not names[-1] and rising.signs[-1] == "\\le" else ")"
+    return Listing(opening + closing, ends[names])
 
 
 def _word(text: str) -> str | None:
@@ -168,7 +170,7 @@ def _same_number(gold: Number, answer: Number, policy: Policy) -> bool:
     if policy.percent_as_number and gold.percent != answer.percent:
         return gold.value * (100 if gold.percent else 1) == answer.value * (100 if answer.percent else 1)
     if policy.round_to_gold and gold.decimals is not None and gold.percent == answer.percent:
-        unit = 10**gold.decimals * (100 if gold.percent else 1)
+        unit = Fraction(10) ** gold.decimals * (100 if gold.percent else 1)
         return abs(gold.value - answer.value) * unit * 2 <= 1
     if max(gold.decimals or 0, answer.decimals or 0) >= 15:  # 0.30000000000000004: binary rounding, written out
         return abs(gold.value - answer.value) <= abs(gold.value) / 10**15

@@ -10,10 +10,12 @@ import logging
 import math
 import random
 import re
-from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import cache, lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 MAX_DIGITS = 20_000
 """Most decimal digits that a number in the course of a comparison may have; 2006! has 5,756."""
@@ -22,8 +24,8 @@ MAX_TERMS = 10_000
 DECIMAL_TOLERANCE = Fraction(1, 10**6)
 """Largest relative difference where one side is a written decimal."""
 
-_EXACT_TOLERANCE = Fraction(1, 10**25)
-_PRECISION = 50
+_EXACT_TOLERANCE = Fraction(1, 10**60)
+_PRECISION = 80
 _EAGER = re.compile(r"\\(?:[dt]?binom|choose|gcd|lcm|det)(?![A-Za-z])")
 _UNREADABLE = re.compile(r"!!|\$|\\$|(?<![_^\d.])[\d.]+ \d")
 """Double factorials and numbers side by side, which math-verify reads as something else."""
@@ -42,8 +44,8 @@ class TooLarge(ValueError):
 def _parser() -> Any:
     """math-verify's `parse`, whole text or nothing: no box search, no unit stripping, no falling back to a number inside."""
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its time-outs are off
-    from latex2sympy2_extended import NormalizationConfig
-    from math_verify import LatexExtractionConfig, parse
+    from latex2sympy2_extended import NormalizationConfig  # type: ignore[import-untyped]
+    from math_verify import LatexExtractionConfig, parse  # type: ignore[import-untyped]
 
     spelling = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
     target = LatexExtractionConfig(boxed_match_priority=-1, normalization_config=spelling)
@@ -72,7 +74,7 @@ def formula(text: str) -> Any:
 
 def constant(value: Fraction, *, decimal: bool) -> Any:
     """A sympy number; a written decimal is one that `equal` allows a tolerance for."""
-    import sympy
+    import sympy  # type: ignore[import-untyped]
 
     exact = sympy.Rational(*value.as_integer_ratio())
     return sympy.Float(exact, _PRECISION) if decimal else exact
@@ -111,7 +113,7 @@ def _power_of_ten(digits: float, expression: Any) -> float:
 def equal(gold: Any, answer: Any) -> bool:
     """Whether two sympy objects have the same value for all values of their symbols.
 
-    Exact values must agree to 25 digits at random points of both signs (an identity of polynomials or elementary functions that holds
+    Exact values must agree to 60 digits at random points of both signs (an identity of polynomials or elementary functions that holds
     there holds), rational numbers altogether; a written decimal may differ by `DECIMAL_TOLERANCE`.
     """
     import sympy
@@ -124,7 +126,7 @@ def equal(gold: Any, answer: Any) -> bool:
     if not (isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr)):
         return _verified(gold, answer)
     tolerance = DECIMAL_TOLERANCE if gold.has(sympy.Float) or answer.has(sympy.Float) else _EXACT_TOLERANCE
-    compared = [_close(*pair, tolerance) for pair in _at_points(gold, answer)]
+    compared = [_close(left, right, tolerance) for left, right in _at_points(gold, answer)]
     if all(result is None for result in compared):
         return _verified(gold, answer)
     return all(result is not False for result in compared)
@@ -136,7 +138,8 @@ def proportional(gold: Any, answer: Any, *, positive: bool) -> bool:
 
     if not (isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr)) or not (gold.free_symbols and answer.free_symbols):
         return False
-    ratios = [left / right for left, right in _at_points(gold, answer) if _is_number(left) and _is_number(right) and left != 0 and right != 0]
+    points = [pair for pair in _at_points(gold, answer) if all(_is_number(value) and value != 0 for value in pair)]
+    ratios = [left / right for left, right in points]
     tolerance = DECIMAL_TOLERANCE if gold.has(sympy.Float) or answer.has(sympy.Float) else _EXACT_TOLERANCE
     if len(ratios) < 3 or any(not _close(ratios[0], ratio, tolerance) for ratio in ratios[1:]):
         return False
@@ -150,7 +153,7 @@ def _verified(gold: Any, answer: Any) -> bool:
 
 
 def _at_points(*expressions: Any) -> list[list[Any]]:
-    """Values of the expressions at the same points, as numbers of 50 digits; one point is enough where there are no symbols."""
+    """Values of the expressions at the same points, as numbers of 80 digits; one point is enough where there are no symbols."""
     names = sorted({symbol.name for expression in expressions for symbol in expression.free_symbols})
     stream = random.Random(len(names))
     rows: list[list[Any]] = []

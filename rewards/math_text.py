@@ -73,12 +73,16 @@ _CHARACTERS = {
     "\N{EURO SIGN}": r"\euro ",
     "\N{POUND SIGN}": r"\pound ",
 }
+_PLAIN = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
 _ENCLOSED = tuple(re.compile(pattern, re.DOTALL) for pattern in (r"\$\$(.*)\$\$", r"\$(.*)\$", r"\\\((.*)\\\)", r"\\\[(.*)\\\]"))
 
 
 def normalize(text: str) -> str:
     """One spelling for formulas that are written differently; what they mean is kept, signs, brackets and units included."""
-    text = "".join(_plain_character(character) for character in text.strip())
+    text = text.strip()
+    if _PLAIN.fullmatch(text):  # most answers
+        return text
+    text = "".join(map(_plain_character, text))
     for _ in range(2):
         for pattern in _ENCLOSED:
             inner = pattern.fullmatch(text)
@@ -128,7 +132,7 @@ _FRACTION = re.compile(rf"([-+]?) ?({_DIGITS})? ?\\frac ?\{{ ?(-?) ?({_DIGITS}) 
 
 
 def parse_number(text: str) -> Number | None:
-    """Read a normalized text that is one number: an integer, decimal, fraction, mixed number, power of ten or percentage; or sums of them."""
+    """Read a normalized text that is one number: integer, decimal, fraction, mixed number, power of ten, percentage, plain arithmetic."""
     text, percent = (text[: -len(r"\%")].rstrip(), True) if text.endswith(r"\%") else (text, False)
     number = _decimal(text) or _fraction(text) or _sum(text)
     if number is None or not percent:
@@ -173,7 +177,9 @@ _UNIT_NAMES = {
     "liter": "l", "litre": "l", "second": "s", "sec": "s", "minute": "min", "hour": "h", "hr": "h", "dollar": "$", "usd": "$",
     "degree": "deg", "unit": "", "euro": "eur",
 }  # fmt: skip
-_NOT_UNITS = frozenset("and or not to mod minus plus times over by than if for when maybe but".split())
+_NOT_UNITS = frozenset(
+    ("and", "or", "not", "to", "mod", "minus", "plus", "times", "over", "by", "than", "if", "for", "when", "maybe", "but")
+)
 _TEXT_UNIT = re.compile(r" ?\\text ?\{ ?([^{}]*[A-Za-z][^{}]*?)\.? ?\}(?: ?\^ ?\{ ?(-?\d) ?\})?$")
 _WORD_UNIT = re.compile(r"(?<=[\d}]) ((?:sq(?:uare)?|cubic)? ?[A-Za-z]{2,})\.?(?: ?\^ ?\{ ?(-?\d) ?\})?$")
 _DEGREES = re.compile(r" ?\^ ?\{? ?\\circ ?\}?$| ?\\degree$")
@@ -201,5 +207,13 @@ def _unit(words: str, power: str) -> str:
     parts = words.strip().split()
     if parts and parts[0].lower() in squared:
         power = squared[parts.pop(0).lower()]
-    names = [_UNIT_NAMES.get(part.lower().removesuffix("s"), _UNIT_NAMES.get(part.lower(), part if len(part) < 4 else part.lower().removesuffix("s"))) for part in parts]
-    return " ".join(names) + (f"^{power}" if power not in ("", "1") else "")
+    return " ".join(map(_unit_name, parts)) + (f"^{power}" if power not in ("", "1") else "")
+
+
+def _unit_name(word: str) -> str:
+    if word.lower() in _UNIT_NAMES:
+        return _UNIT_NAMES[word.lower()]
+    if len(word) < 4:  # symbols: MB is not mb
+        return word
+    singular = word.lower().removesuffix("s")
+    return _UNIT_NAMES.get(singular, singular)

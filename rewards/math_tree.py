@@ -11,6 +11,7 @@ MAX_DEPTH = 8
 RELATIONS = frozenset(("=", "<", ">", "\\le", "\\ge", "\\ne", "\\in", "\\approx"))
 
 _CLOSES = {"(": (")", "]"), "[": ("]", ")"), "{": ("}",), "\\{": ("\\}",), "\\lbrace": ("\\rbrace",), "\\langle": ("\\rangle",)}
+_BRACKETS = {"\\{": "{", "\\}": "}", "\\lbrace": "{", "\\rbrace": "}", "\\langle": "<", "\\rangle": ">"}
 _TOKEN = re.compile(r"\\[A-Za-z]+|\\.|.", re.DOTALL)
 _THOUSANDS = re.compile(r"[-+]?\D{0,3}\d{1,3}(?:,\d{3})+(?:\.\d*)?(?:[^,\d][^,]*)?")
 
@@ -122,7 +123,7 @@ def _enclosed(tokens: list[str], outside: list[bool], depths: list[int]) -> Node
         return None
     inner = _parse(tokens[1:-1], depths[1:-1], bracketed=True)
     several = isinstance(inner, Listing) and inner.kind == ","
-    kind = {"\\lbrace": "{", "\\langle": "<"}.get(tokens[0], tokens[0][-1]) + {"\\rbrace": "}", "\\rangle": ">"}.get(tokens[-1], tokens[-1][-1])
+    kind = _BRACKETS.get(tokens[0], tokens[0]) + _BRACKETS.get(tokens[-1], tokens[-1])
     if tokens[0] == "{" or (kind == "()" and not several):
         return inner
     return Listing(kind, inner.parts if several and isinstance(inner, Listing) else (inner,))

@@ -1,5 +1,6 @@
 import random
 import re
+from itertools import pairwise
 
 import pytest
 import torch
@@ -96,7 +97,7 @@ def test_a_longer_conversation_begins_with_the_shorter_one(tokenizer, name):
     example = FORMATS[name][0](random.Random(1))
     messages, tools = list(example.messages), list(example.tools) or None
     rendered = [tokenizer.apply_chat_template(messages[:length], tools=tools, tokenize=False) for length in range(1, len(messages) + 1)]
-    assert all(longer.startswith(shorter) for shorter, longer in zip(rendered, rendered[1:], strict=False))
+    assert all(longer.startswith(shorter) for shorter, longer in pairwise(rendered))
 
 
 def test_markers_and_digits_are_single_tokens(tokenizer):

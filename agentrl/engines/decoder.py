@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 LONGEST_CONTEXT = 4096
 """Default of `context_length` for models that allow more."""
-LONGEST_PROBE = 1024
+LONGEST_PROBE = 128
 """Most tokens of the probe; a longer sliding window is not crossed by it."""
 
 _log = logging.getLogger(__name__)
@@ -73,6 +73,9 @@ class Loaded:
 def load_decoder(model_dir: str, config: EngineConfig) -> Loaded:
     """Load a model folder (or Hub name) and choose its decoder. Raises `ConfigError` for a model that the engine cannot serve exactly."""
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
 
     device, dtype = _device(config.device), config.dtype
     torch_dtype = torch.bfloat16 if dtype == "bfloat16" or (dtype == "auto" and device.type == "cuda") else torch.float32
@@ -80,8 +83,10 @@ def load_decoder(model_dir: str, config: EngineConfig) -> Loaded:
         model_config = AutoConfig.from_pretrained(model_dir)
         context_length = _context_length(model_config, config.context_length)
         model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch_dtype)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot load the model {model_dir!r}: {error}") from error
+    except ConfigError:
+        raise
+    except Exception as error:  # somebody else's files: each format has its own errors, and all of them mean this
+        raise ConfigError(f"model {model_dir!r} does not load as a causal language model: {type(error).__name__}: {error}") from error
     model = model.eval().requires_grad_(False).to(device)
     decoder, description = choose_decoder(model, context_length)
     if description != "fast":
@@ -104,8 +109,8 @@ def choose_decoder(model: Any, context_length: int) -> tuple[Decoder, str]:
             fast = FastDecoder(model, context_length)
             probe.check(fast)
         except Unsupported as reason:
-            generic = GenericDecoder(model)
             try:
+                generic = GenericDecoder(model)
                 probe.check(generic)
             except Unsupported as error:
                 name = type(model).__name__
@@ -173,7 +178,10 @@ class Probe:
 
 def _device(name: str) -> torch.device:
     if name != "auto":
-        return torch.device(name)
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:  # the latter from a torch without CUDA
+            raise ConfigError(f"engine.device is {name}, which torch cannot use here: {error}; set engine.device to auto or cpu") from None
     count = torch.cuda.device_count()
     return torch.device("cuda", count - 1) if count else torch.device("cpu")
 

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from agentrl.engines.step import Step
 
 
+LARGE_WEIGHT = 1 << 19
+"""Numbers in a matrix from which on oneDNN multiplies faster than MKL, by 1.1 to 1.6 (measured: float32, AMD Zen 4, 1 to 128 rows)."""
+
+
 class Unsupported(Exception):
     """A decoder does not reproduce this model; the message says why."""
 
@@ -84,6 +88,7 @@ class FastDecoder:
         self.shapes = [LayerShape(heads=self._heads, dim=self._dim)] * config.num_hidden_layers
         self._bindings: dict[str, Binding] = {}
         self._dtype, self._device = model.dtype, model.device
+        self._onednn = _onednn_product() if self._dtype == torch.float32 and self._device.type == "cpu" else None
         self._embedding = self._plain(model, "model.embed_tokens.weight")
         tied = model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
         self._head = self._embedding if tied else self._plain(model, "lm_head.weight")
@@ -181,11 +186,24 @@ class FastDecoder:
             if index == last and step.wanted is not None:  # nothing after this depends on other tokens
                 attended, hidden = attended[step.wanted], hidden[step.wanted]
             hidden = self._mlp(layer, self._add_attention(layer, hidden, attended))
-        return torch.mm(self._rms(hidden, self._norm_factor), self._head.t()).float()
+        return self._product(self._rms(hidden, self._norm_factor), self._head).float()
+
+    def _product(self, values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Values x weight^T + bias."""
+        if self._onednn is not None and weight.numel() >= LARGE_WEIGHT:
+            product: torch.Tensor = self._onednn(values, weight, bias, "none", [], "")
+            return product
+        return torch.mm(values, weight.t()) if bias is None else torch.addmm(bias, values, weight.t())
+
+    def _add_product(self, hidden: torch.Tensor, values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Hidden + values x weight^T, in place."""
+        if self._onednn is not None and weight.numel() >= LARGE_WEIGHT:
+            return hidden.add_(self._onednn(values, weight, None, "none", [], ""))
+        return hidden.addmm_(values, weight.t())
 
     def _attend(self, step: Step, index: int, layer: Layer, normed: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
         """[tokens, hidden] -> [tokens, query heads x dim]."""
-        fused = torch.mm(normed, layer.qkv.t()) if layer.qkv_bias is None else torch.addmm(layer.qkv_bias, normed, layer.qkv.t())
+        fused = self._product(normed, layer.qkv, layer.qkv_bias)
         pairs = fused.view(-1, self._heads, self._group + 2, self._dim // 2, 2)
         fused = fused.view(-1, self._heads, self._group + 2, self._dim)
         turned = fused[:, :, :-1]
@@ -200,18 +218,18 @@ class FastDecoder:
 
     def _add_attention(self, layer: Layer, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         if self._family.sandwich:
-            return self._rms(torch.mm(attended, layer.output.t()), layer.factors["post_attention_layernorm"]).add_(hidden)
+            return self._rms(self._product(attended, layer.output), layer.factors["post_attention_layernorm"]).add_(hidden)
         if layer.output_bias is not None:
             hidden += layer.output_bias
-        return hidden.addmm_(attended, layer.output.t())
+        return self._add_product(hidden, attended, layer.output)
 
     def _mlp(self, layer: Layer, hidden: torch.Tensor) -> torch.Tensor:
         before = "pre_feedforward_layernorm" if self._family.sandwich else "post_attention_layernorm"
-        gate, up = torch.mm(self._rms(hidden, layer.factors[before]), layer.gate_up.t()).chunk(2, -1)
+        gate, up = self._product(self._rms(hidden, layer.factors[before]), layer.gate_up).chunk(2, -1)
         inner = (F.gelu(gate, approximate="tanh") if self._gelu else F.silu(gate)).mul_(up)
         if self._family.sandwich:
-            return self._rms(torch.mm(inner, layer.down.t()), layer.factors["post_feedforward_layernorm"]).add_(hidden)
-        return hidden.addmm_(inner, layer.down.t())
+            return self._rms(self._product(inner, layer.down), layer.factors["post_feedforward_layernorm"]).add_(hidden)
+        return self._add_product(hidden, inner, layer.down)
 
     def _rms(self, values: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         """RMS norm over the last dimension; `factor` may have one row for each of the second to last."""
@@ -223,6 +241,18 @@ class FastDecoder:
         if self._family.sandwich:  # Gemma multiplies before it rounds, Llama after
             return normed.mul_(factor).to(self._dtype)
         return normed.to(self._dtype).mul_(factor)
+
+
+def _onednn_product() -> Any:
+    """The product that torch.compile puts into float32 CPU code, where this torch has it; it is not part of the public interface."""
+    if not torch.backends.mkldnn.is_available():
+        return None
+    try:
+        product = torch.ops.mkldnn._linear_pointwise
+        product(torch.ones(2, 4), torch.ones(3, 4), torch.ones(3), "none", [], "")
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    return product
 
 
 def _family(config: Any) -> Family:

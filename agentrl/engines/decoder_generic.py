@@ -81,19 +81,20 @@ class GenericDecoder:
         self.shapes = self._find_shapes()
 
     def _find_shapes(self) -> list[LayerShape]:
+        config = self._model.config.get_text_config()
+        layers = config.num_hidden_layers
+        kinds = getattr(config, "layer_types", None) or ["full_attention"] * layers
+        others = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+        if others:
+            raise Unsupported(f"it has layers of kind {', '.join(others)}")
         ids = torch.zeros((1, 2), dtype=torch.int64, device=self._model.device)
         run = _Pass(step=None)
         self._run(run, ids, torch.arange(2, device=ids.device)[None], 1)
-        if sorted(run.shapes) != list(range(len(run.shapes))) or not run.shapes:
+        if sorted(run.shapes) != list(range(layers)):
             raise Unsupported("its attention does not go through transformers' AttentionInterface and a cache in every layer")
-        config = self._model.config.get_text_config()
-        layers = config.num_hidden_layers
-        if len(run.shapes) != layers:
-            raise Unsupported(f"only {len(run.shapes)} of {layers} layers cache keys and values")
-        kinds = getattr(config, "layer_types", None) or ["full_attention"] * layers
         for index, kind in enumerate(kinds):  # the probe may be too short to cross a window
-            if kind not in ("full_attention", "sliding_attention") or (kind == "sliding_attention" and run.windows[index] is None):
-                raise Unsupported(f"layer {index} is of kind {kind} and does not pass its window to the attention function")
+            if kind == "sliding_attention" and run.windows[index] is None:
+                raise Unsupported(f"layer {index} does not pass its window to the attention function")
         return [run.shapes[index] for index in range(layers)]
 
     def forward(self, step: Step) -> torch.Tensor:

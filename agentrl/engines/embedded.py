@@ -6,7 +6,6 @@ Rollout processes import this module, so it must not load torch.
 from __future__ import annotations
 
 import contextlib
-import math
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -52,8 +51,13 @@ class EmbeddedEngine:
         """
         try:
             with trio.fail_after(timeout_s):
-                channel: wire.Channel[Any] = wire.Channel(await trio.open_unix_socket(str(path)), FromEngine)
-                hello = checked_hello(await channel.receive())
+                stream = await trio.open_unix_socket(str(path))
+                channel: wire.Channel[Any] = wire.Channel(stream, FromEngine)
+                try:
+                    hello = checked_hello(await channel.receive())
+                except BaseException:
+                    await trio.aclose_forcefully(stream)
+                    raise
         except trio.TooSlowError:
             raise SamplerUnavailable(f"the embedded engine did not load its model within {timeout_s:g} s; raise engine.timeout_s") from None
         except OSError as error:
@@ -71,6 +75,7 @@ class EmbeddedEngine:
                 answer = await self._answer(number)
         finally:
             del self._waiting[number]
+            self._answers.pop(number, None)
             if answer is None and not self._broken:
                 with contextlib.suppress(SamplerUnavailable):
                     await self._send(Abort(id=number))
@@ -94,30 +99,30 @@ class EmbeddedEngine:
 
     async def _answer(self, number: int) -> Completed | Failure:
         """Wait until the answer is there. One waiter at a time reads; when it leaves, it hands over to another."""
-        while number not in self._answers:
-            if self._broken:
-                raise SamplerUnavailable(self._broken)
-            if self._reading:
-                await self._waiting[number].wait()
-                self._waiting[number] = trio.Event()
-                continue
-            self._reading = True
-            try:
-                self._dispatch(await self._channel.receive())
-            except (wire.FrameError, trio.ClosedResourceError) as error:
-                self._break(f"the connection to the embedded engine is broken: {error}")
-            finally:
-                self._reading = False
-                self._hand_over(number)
-        return self._answers.pop(number)
+        try:
+            while number not in self._answers:
+                if self._broken:
+                    raise SamplerUnavailable(self._broken)
+                if self._reading:
+                    await self._waiting[number].wait()
+                    self._waiting[number] = trio.Event()
+                else:
+                    await self._read()
+            return self._answers[number]
+        finally:
+            if not self._reading:
+                other = next((key for key in self._waiting if key != number and key not in self._answers), None)
+                if other is not None:
+                    self._waiting[other].set()
 
-    def _hand_over(self, leaving: int) -> None:
-        """Wake someone else to read, unless that was this one's answer or more is to come: it goes on reading itself."""
-        if leaving in self._answers or self._broken or trio.current_effective_deadline() == -math.inf:
-            for number, event in self._waiting.items():
-                if number != leaving and number not in self._answers:
-                    event.set()
-                    return
+    async def _read(self) -> None:
+        self._reading = True
+        try:
+            self._dispatch(await self._channel.receive())
+        except (wire.FrameError, trio.ClosedResourceError) as error:
+            self._break(f"the connection to the embedded engine is broken: {error}")
+        finally:
+            self._reading = False
 
     def _dispatch(self, message: Any) -> None:
         if message is None:

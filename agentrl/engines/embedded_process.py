@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
+import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,12 @@ class EngineProcess:
     _lifeline: int
     _folder: Path | None
     """Made for the socket, and removed with it."""
+
+    def ended(self) -> bool:
+        """Whether the process has ended; one that has just closed its sockets is given a moment."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.child.process.wait(1.0)
+        return self.child.process.poll() is not None
 
     def stop(self) -> None:
         """End the engine; may be called again."""

@@ -41,7 +41,7 @@ class EmbeddedPublisher:
     def connect(engine: EngineProcess | str | Path, *, timeout_s: float, partial: bool = False) -> EmbeddedPublisher:
         """Connect and wait until the model is loaded.
 
-        Raises `SamplerUnavailable` where the engine ends or is silent for `timeout_s` seconds.
+        Raises `SamplerUnavailable` where the engine ends or is silent for `timeout_s` seconds, `ConfigError` where it refuses the model.
         """
         process = engine if isinstance(engine, EngineProcess) else None
         path = process.socket_path if process else engine
@@ -55,9 +55,12 @@ class EmbeddedPublisher:
             raise SamplerUnavailable(f"the embedded engine did not load its model within {timeout_s:g} s; raise engine.timeout_s") from None
         except (OSError, SamplerUnavailable) as error:
             sock.close()
-            if process is not None and process.child.process.poll() is not None:
+            if process is not None and process.ended():
                 raise SamplerUnavailable(process.child.describe_end()) from error
             raise SamplerUnavailable(str(error)) from error
+        except BaseException:
+            sock.close()
+            raise
         return EmbeddedPublisher(sock, hello, timeout_s=timeout_s, partial=partial)
 
     @property

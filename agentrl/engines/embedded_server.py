@@ -7,6 +7,7 @@ only while there is nothing to sample. It ends when its parent does, or with an 
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 KV_SHARE = 0.5
 """Share of the memory that is free once the model is loaded which KV caches may take."""
+FIRST_CLIENT_S = 120.0
+"""Longest wait for somebody to tell that the model did not load."""
 FAREWELL_S = 2.0
 """Longest time to tell clients why the engine ends."""
 
@@ -65,7 +68,7 @@ class Server:
 
     def _handle(self, client: int, message: messages.FromClient | None) -> None:
         from agentrl.engines import messages
-        from agentrl.engines.scheduler import Refused
+        from agentrl.engines.requests import Refused
 
         match message:
             case None:
@@ -92,7 +95,7 @@ class Server:
             checksum = self._scheduler.replace_weights(
                 message.version, lambda: self._loaded.decoder.weights.load(message.path, partial=message.partial)
             )
-        except (PublishError, OSError) as error:
+        except PublishError as error:
             return Failure(id=message.id, message=str(error))
         return Published(id=message.id, version=message.version, checksum=checksum)
 
@@ -188,23 +191,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(listener: socket.socket, model_dir: str, config: EngineConfig, version: Version, threads: int) -> int:
     from agentrl.engines.hub import Hub
-    from agentrl.engines.messages import Failure, FromClient
+    from agentrl.engines.messages import FromClient
 
-    hub = None
     try:
         import torch
 
         torch.set_num_threads(threads)
         hub, server = build(listener, model_dir, config, version)
+    except BaseException as error:
+        failure = report(error)
+        hub = Hub(listener, FromClient, lambda: failure)
+        hub.poll(FIRST_CLIENT_S)  # those who will ask are still starting; whoever started the engine ends it sooner where nobody will
+        hub.broadcast(failure, FAREWELL_S)
+        return 1
+    gc.collect()
+    gc.freeze()  # what was loaded stays; a collection should not look at it again between two tokens
+    return serve(hub, server)
+
+
+def serve(hub: Hub, server: Server) -> int:
+    """Serve until something fails, tell every client and return the exit status."""
+    try:
         server.serve()
     except BaseException as error:
-        traceback.print_exc()
-        what = str(error) if isinstance(error, ConfigError) else f"the engine failed: {type(error).__name__}: {error}"
-        failure = Failure(id=0, message=what)
-        if hub is None:
-            hub = Hub(listener, FromClient, lambda: failure)
-        hub.broadcast(failure, FAREWELL_S)
+        hub.broadcast(report(error), FAREWELL_S)
     return 1
+
+
+def report(error: BaseException) -> messages.Failure:
+    """What clients are told of an error that ends the engine; the traceback goes to the log."""
+    from agentrl.engines.messages import Failure
+
+    traceback.print_exception(error)
+    what = str(error) if isinstance(error, ConfigError) else f"the engine failed: {type(error).__name__}: {error}"
+    return Failure(id=0, message=what, wrong_config=isinstance(error, ConfigError))
 
 
 if __name__ == "__main__":

@@ -77,6 +77,13 @@ class Hub:
         while any(client.unsent for client in self._clients.values()) and time.monotonic() < deadline:
             self.poll(deadline - time.monotonic())
 
+    def close(self) -> None:
+        """Drop all clients and stop listening."""
+        for client in list(self._clients):
+            self._drop(client)
+        self._selector.close()
+        self._listener.close()
+
     def _accept(self) -> None:
         while True:
             try:

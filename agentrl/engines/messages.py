@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from agentrl.engines.protocol import Completion, Request
-from agentrl.errors import SamplerUnavailable
+from agentrl.errors import ConfigError, SamplerUnavailable
 from agentrl.records import SCHEMA_VERSION, Version
 
 
@@ -87,6 +87,8 @@ class Failure(Message, frozen=True, kw_only=True, tag=True):
 
     id: int
     message: str
+    wrong_config: bool = False
+    """Whether the user has to change the configuration."""
 
 
 class Published(Message, frozen=True, kw_only=True, tag=True):
@@ -128,9 +130,12 @@ FromEngine = Hello | Completed | Failure | Published | Done | Stats
 
 
 def checked_hello(message: object) -> Hello:
-    """The first message of a connection; raises `SamplerUnavailable` where it is no greeting that this release understands."""
+    """The first message of a connection, which must be a greeting that this release understands.
+
+    Raises `ConfigError` where the engine cannot serve this model as it was configured, `SamplerUnavailable` for all else.
+    """
     if isinstance(message, Failure):
-        raise SamplerUnavailable(message.message)
+        raise ConfigError(message.message) if message.wrong_config else SamplerUnavailable(message.message)
     if not isinstance(message, Hello):
         raise SamplerUnavailable("the embedded engine ended before it had loaded its model; its log says why")
     if message.schema_version > SCHEMA_VERSION:

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 if TYPE_CHECKING:
@@ -26,17 +27,21 @@ class Truncation:
     min_p: float
 
 
+CHUNK = 1 << 18
+"""Logits looked at together, so that the passes over them find them in the processor's cache."""
+
+
 def draw(
     logits: torch.Tensor,
-    temperatures: torch.Tensor | None,
-    greedy: torch.Tensor | None,
-    uniforms: torch.Tensor,
+    temperatures: np.ndarray | None,
+    greedy: np.ndarray | None,
+    uniforms: np.ndarray,
     truncations: Sequence[Truncation] = (),
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Sample one token a row.
 
     Args:
-        logits: [rows, vocabulary] float32; overwritten.
+        logits: [rows, vocabulary] float32.
         temperatures: [rows] float32, above 0; None means 1 for all.
         greedy: [rows] bool: take the likeliest token instead; None means none.
         uniforms: [rows] float64 in [0, 1).
@@ -44,21 +49,41 @@ def draw(
 
     Returns: ids [rows] int64; log-probs [rows] float32 nats under softmax(logits / temperature) over the whole vocabulary.
     """
-    if temperatures is not None:
-        logits.div_(temperatures[:, None])
-    peak = logits.amax(-1, keepdim=True)
-    masses = torch.sub(logits, peak).exp_()
-    blocks = _block_sums(masses)
-    log_total = blocks.sum(-1).log()
+    sharpness = None if temperatures is None else torch.from_numpy(1 / temperatures[:, None]).to(logits.device)
+    peaks, sums = _survey(logits, sharpness)
+    blocks = sums.cpu().numpy()
+    log_totals = np.log(blocks.sum(-1))
+    parts: dict[int, np.ndarray] = {}
     for truncation in truncations:
         row = slice(truncation.row, truncation.row + 1)
-        masses[row] = _truncated(masses[row], truncation)
-        blocks[row] = _block_sums(masses[row])
-    ids = _invert(masses, blocks, uniforms)
+        masses = _truncated(_masses(logits[row], peaks[row], None if sharpness is None else sharpness[row]), truncation)
+        blocks[row] = _block_sums(masses).cpu().numpy()
+        parts[truncation.row] = masses[0].cpu().numpy()
+    ids, above_peak = _invert(logits, peaks, temperatures, blocks, uniforms, parts)
     if greedy is not None:
-        ids = torch.where(greedy, logits.argmax(-1), ids)
-    chosen = logits.gather(1, ids[:, None]).sub_(peak).squeeze(1)
-    return ids, (chosen.double() - log_total).float()
+        ids = np.where(greedy, logits.argmax(-1).cpu().numpy(), ids)
+        above_peak = np.where(greedy, 0.0, above_peak)
+    return ids, (above_peak - log_totals).astype(np.float32)
+
+
+def _survey(logits: torch.Tensor, sharpness: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Greatest logit [rows, 1] and sums of the masses of each block [rows, blocks]."""
+    rows, vocabulary = logits.shape
+    height = max(1, CHUNK // vocabulary)
+    peaks, sums = [], []
+    for start in range(0, rows, height):
+        part = slice(start, start + height)
+        peaks.append(logits[part].amax(-1, keepdim=True))
+        sums.append(_block_sums(_masses(logits[part], peaks[-1], None if sharpness is None else sharpness[part])))
+    return (peaks[0], sums[0]) if len(sums) == 1 else (torch.cat(peaks), torch.cat(sums))
+
+
+def _masses(logits: torch.Tensor, peaks: torch.Tensor, sharpness: torch.Tensor | None) -> torch.Tensor:
+    """Probabilities in units of the greatest one."""
+    masses = logits - peaks
+    if sharpness is not None:
+        masses.mul_(sharpness)
+    return masses.exp_()
 
 
 def _block_length(vocabulary: int) -> int:
@@ -76,27 +101,46 @@ def _block_sums(masses: torch.Tensor) -> torch.Tensor:
     return torch.cat([sums, masses[:, whole:].sum(-1, keepdim=True, dtype=torch.float64)], 1)
 
 
-def _invert(masses: torch.Tensor, blocks: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    vocabulary = masses.shape[1]
+def _invert(
+    logits: torch.Tensor,
+    peaks: torch.Tensor,
+    temperatures: np.ndarray | None,
+    blocks: np.ndarray,
+    uniforms: np.ndarray,
+    parts: dict[int, np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where the cumulative masses pass each row's uniform, and (logit - peak) / temperature there.
+
+    `blocks` are the sums of what each row draws from; `parts` the masses of the rows that do not draw from the whole vocabulary.
+    """
+    vocabulary = logits.shape[1]
     length = _block_length(vocabulary)
     heights = blocks.cumsum(-1)
     targets = uniforms * heights[:, -1]
     block = _first_above(heights, targets)
-    below = (heights - blocks).gather(1, block[:, None]).squeeze(1)
-    inside = block[:, None] * length + torch.arange(length, device=masses.device)
-    if vocabulary % length:  # the last block is shorter
-        steps = masses.gather(1, inside.clamp(max=vocabulary - 1)).masked_fill_(inside >= vocabulary, 0.0)
-    else:
-        steps = masses.gather(1, inside)
-    steps = steps.cumsum(-1, dtype=torch.float64)
-    return block * length + _first_above(steps, targets - below)
+    rows = np.arange(len(block))
+    inside = block[:, None] * length + np.arange(length)
+    beyond = inside >= vocabulary if vocabulary % length else None  # the last block is shorter
+    if beyond is not None:
+        inside = np.minimum(inside, vocabulary - 1)
+    below_peak = (logits.gather(1, torch.from_numpy(inside).to(logits.device)) - peaks).cpu().numpy().astype(np.float64)
+    if temperatures is not None:
+        below_peak /= temperatures[:, None]
+    masses = np.exp(below_peak)
+    for row, part in parts.items():
+        masses[row] = part[inside[row]]
+    if beyond is not None:
+        masses[beyond] = 0.0
+    place = _first_above(masses.cumsum(-1), targets - (heights - blocks)[rows, block])
+    return inside[rows, place], below_peak[rows, place]
 
 
-def _first_above(heights: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _first_above(heights: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """[rows] index of the first height above its target. Rounding may put a target past the end: then the last that has any mass."""
     found = (heights <= targets[:, None]).sum(-1)
     last = (heights < heights[:, -1:]).sum(-1)
-    return torch.minimum(found, last)
+    result: np.ndarray = np.minimum(found, last)
+    return result
 
 
 def _truncated(masses: torch.Tensor, how: Truncation) -> torch.Tensor:

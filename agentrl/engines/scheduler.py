@@ -83,7 +83,7 @@ class Scheduler:
         self._slots = Slots.make(num_slots, loaded.context_length)
         self._waiting: dict[Key, Request] = {}
         self._slot_of: dict[Key, int] = {}
-        self._prompts: dict[bytes, int] = {}
+        self._prompts: dict[bytes, list[int]] = {}
         """Slots whose prompt is cached for this epoch, by the prompt."""
         self._prefixes = PrefixStore(int(PREFIX_SHARE * memory_bytes))
 
@@ -202,15 +202,16 @@ class Scheduler:
             self.counters.tokens_reused += start
             segments.append(Segment(slot=slot, start=start, stop=len(request.ids)))
             budget -= len(request.ids) - start
-        self._prompts.update(joining)
+        for prompt, slot in joining.items():
+            self._prompts.setdefault(prompt, []).extend([slot, *twins.get(slot, ())])
         return segments, twins
 
     def _reuse(self, slot: int, running: Running) -> int:
         """Put what is known of a prompt's KV cache into a slot; returns how many tokens that is. The last token is always computed."""
         most = len(running.request.ids) - 1
-        source = self._prompts.get(running.prompt)
-        if source is not None and most:
-            self._cache.copy(source, [slot], most)
+        sources = self._prompts.get(running.prompt)
+        if sources and most:
+            self._cache.copy(sources[0], [slot], most)
             return most
         known = self._prefixes.take(running.request.session, running.request.ids) if running.request.session else None
         if known is None:
@@ -222,20 +223,19 @@ class Scheduler:
         return length
 
     def _draw(self, logits: torch.Tensor, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        table, device = self._slots, logits.device
-        temperature, greedy = table.temperature[slots], table.greedy[slots]
+        table = self._slots
+        temperatures, greedy = table.temperature[slots], table.greedy[slots]
         truncations = []
         for row in np.flatnonzero(table.truncated[slots]).tolist():
             contract = table.at(int(slots[row])).request.contract
             truncations.append(Truncation(row=row, top_p=contract.top_p, top_k=contract.top_k, min_p=contract.min_p))
-        ids, logprobs = draw(
+        return draw(
             logits,
-            None if (temperature == 1).all() else torch.from_numpy(temperature).to(device),
-            torch.from_numpy(greedy).to(device) if greedy.any() else None,
-            torch.from_numpy(table.next_uniforms(slots)).to(device),
+            None if (temperatures == 1).all() else temperatures,
+            greedy if greedy.any() else None,
+            table.next_uniforms(slots),
             truncations,
         )
-        return ids.cpu().numpy(), logprobs.cpu().numpy()
 
     def _finish(self, ended: Sequence[tuple[int, FinishReason]], broken: Sequence[int]) -> list[Finished]:
         finished = []
@@ -268,7 +268,10 @@ class Scheduler:
             running = self._slots.leave(slot)
             del self._slot_of[running.key]
             self._reserved -= running.reserved
-            if self._prompts.get(running.prompt) == slot:
-                del self._prompts[running.prompt]
+            sharing = self._prompts.get(running.prompt, [])
+            if slot in sharing:
+                sharing.remove(slot)
+                if not sharing:
+                    del self._prompts[running.prompt]
         if self._cache.allocated_bytes() > self._memory_bytes:
             self._cache.release_empty()

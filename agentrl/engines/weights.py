@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from agentrl.checksum import Checksum, converted
 from agentrl.errors import PublishError
@@ -69,11 +69,14 @@ class Weights:
 
         Raises `PublishError` before anything changed where a name or a shape is not the model's, or a weight is missing and not `partial`.
         """
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            self._check(names, {name: tuple(file.get_slice(name).get_shape()) for name in names}, partial=partial)
-            for name in names:
-                self.bindings[name].write(file.get_tensor(name))
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = list(file.keys())
+                self._check(names, {name: tuple(file.get_slice(name).get_shape()) for name in names}, partial=partial)
+                for name in names:
+                    self.bindings[name].write(file.get_tensor(name))
+        except (SafetensorError, OSError) as error:
+            raise PublishError(f"cannot read the weights in {path}: {error}") from error
         self.refresh()
         checksum = Checksum()
         for name in names:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from agentrl.errors import ConfigError
 from agentrl.objectives.base import GroupSignals
 from agentrl.records import rows_of
 
@@ -100,7 +101,10 @@ class Candidates:
 
 
 def candidates(groups: Sequence[Group], config: RunConfig, objective: Objective) -> Candidates:
-    """Take the scorable rollouts of groups that are large enough to have a signal."""
+    """Take the scorable rollouts of groups that are large enough to have a signal.
+
+    Raises `ConfigError` where the sampler drew from another distribution than the learner scores.
+    """
     rewards: list[np.ndarray] = []
     members: list[tuple[int, ...]] = []
     samples: list[Sample] = []
@@ -113,6 +117,7 @@ def candidates(groups: Sequence[Group], config: RunConfig, objective: Objective)
             continue
         places = []
         for rollout, _ in scorable:
+            _check_contracts(rollout, config.sampling.temperature)
             masked = config.learner.mask_truncated and rollout.ending == "truncated"
             counts["mask/truncated"] += masked
             sample = _sample(rollout, len(rewards), masked=masked)
@@ -121,6 +126,17 @@ def candidates(groups: Sequence[Group], config: RunConfig, objective: Objective)
         rewards.append(np.array([score for _, score in scorable], dtype=np.float64))
         members.append(tuple(places))
     return Candidates(rewards=tuple(rewards), members=tuple(members), samples=tuple(samples), counts=counts)
+
+
+def _check_contracts(rollout: Rollout, temperature: float) -> None:
+    for turn in rollout.turns:
+        contract = turn.contract
+        if contract.truncated or contract.temperature != temperature:
+            raise ConfigError(
+                f"task {rollout.task.id} was sampled at temperature={contract.temperature}, top_p={contract.top_p}, "
+                f"top_k={contract.top_k}, min_p={contract.min_p}, but the learner scores the whole distribution at "
+                f"temperature={temperature}; sample as the run file says"
+            )
 
 
 def _sample(rollout: Rollout, group: int, *, masked: bool) -> Sample | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from peft import PeftModel
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from agentrl.errors import CheckpointError
@@ -13,6 +13,8 @@ from agentrl.learner.weights import all_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from peft import PeftModel
 
     from agentrl.learner.model import Policy
 
@@ -28,18 +30,17 @@ def export(folder: Path, policy: Policy, tokenizer: PreTrainedTokenizerBase | st
 
     Raises `CheckpointError` where the disk refuses.
     """
-    weights = {name: tensor.cpu().contiguous() for name, tensor in all_weights(policy.base)}
-    adapter = None
-    if isinstance(policy.model, PeftModel):
-        adapter = {name: whole(tensor).cpu() for name, tensor in policy.model.state_dict().items() if ".lora_" in name}
+    weights = {name: tensor.cpu().contiguous() for name, tensor in all_weights(policy)}
+    adapter = {name: whole(tensor).cpu() for name, tensor in policy.model.state_dict().items() if ".lora_" in name}
     if not writes:
         return
     try:
         policy.base.save_pretrained(folder, state_dict=weights)
-        if isinstance(policy.model, PeftModel):
-            policy.model.save_pretrained(str(folder / "adapter"), state_dict=adapter, save_embedding_layers=False)
+        if policy.adapted:
+            model = cast("PeftModel", policy.model)
+            model.save_pretrained(str(folder / "adapter"), state_dict=adapter, save_embedding_layers=False)
         tokens = AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, str) else tokenizer
         if tokens is not None:
             tokens.save_pretrained(folder)
-    except OSError as error:
+    except (OSError, RuntimeError, SafetensorError) as error:  # safetensors reports a full disk in its own way
         raise CheckpointError(f"cannot write the final model to {folder}: {error}") from error

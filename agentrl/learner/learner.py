@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from peft import PeftModel
 from torch.distributed.tensor import DTensor
 
 from agentrl.checksum import weights_checksum
@@ -217,14 +216,14 @@ class Learner:
     @property
     def weights_are_partial(self) -> bool:
         """Whether `named_weights` leaves out what never changes: with an adapter, all layers without one."""
-        return isinstance(self.policy.model, PeftModel)
+        return self.policy.adapted
 
     def named_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """What training changes, by the names of the model's own `state_dict`, adapters merged in a copy, tied weights once.
 
         Where the ranks hold shards, this is a collective that gathers one tensor at a time: run it to its end on every rank.
         """
-        return trained_weights(self.policy.base)
+        return trained_weights(self.policy)
 
     def fingerprint(self) -> str:
         """Checksum of the trained parameters that this rank holds: equal as long as no step has changed them. No collective."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -51,14 +52,19 @@ class Policy(torch.nn.Module):
     def base(self) -> PreTrainedModel:
         """The transformers model, with adapters inside where there are any."""
         model = self.model
-        return cast("PreTrainedModel", model if isinstance(model, PreTrainedModel) else model.get_base_model())
+        return model if isinstance(model, PreTrainedModel) else cast("PreTrainedModel", model.get_base_model())
+
+    @property
+    def adapted(self) -> bool:
+        """Whether an adapter is trained, and not the model's own parameters."""
+        return not isinstance(self.model, PreTrainedModel)
 
     def forward(self, packed: Pack) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probs of the targets and entropies, [trained] each, in nats and in float32 or better."""
         base = self.base
         half = self.dtype == torch.bfloat16
         with torch.autocast(packed.ids.device.type, torch.bfloat16) if half else contextlib.nullcontext():
-            out = base.get_decoder()(  # type: ignore[no-untyped-call]
+            out = base.get_decoder()(
                 input_ids=packed.ids[None], position_ids=packed.positions[None], use_cache=False, segments=packed.segments
             )
         hidden = out.last_hidden_state[0].index_select(0, packed.sources)
@@ -70,10 +76,7 @@ class Policy(torch.nn.Module):
     @contextlib.contextmanager
     def without_adapter(self) -> Iterator[None]:
         """The model that the adapter started from."""
-        from peft import PeftModel
-
-        assert isinstance(self.model, PeftModel)
-        with self.model.disable_adapter():
+        with cast("PeftModel", self.model).disable_adapter():
             yield
 
 
@@ -109,20 +112,21 @@ def load_policy(config: RunConfig, folder: str, device: torch.device, *, master:
 
 def _read(folder: str, dtype: torch.dtype) -> PreTrainedModel:
     shows_bars = transformers.logging.is_progress_bar_enabled()
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the terminal is the run's
+    transformers.logging.disable_progress_bar()  # the terminal is the run's
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=ATTENTION)
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"model {folder!r} does not load as a causal language model: {error}") from error
+    except Exception as error:  # somebody else's files: each format has its own errors, and all of them mean this
+        place = "" if Path(folder).is_dir() else " (there is no such folder here, so it was looked for on the Hugging Face Hub)"
+        raise ConfigError(f"model {folder!r}{place} does not load as a causal language model: {type(error).__name__}: {error}") from error
     finally:
         if shows_bars:
-            transformers.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            transformers.logging.enable_progress_bar()
     return cast("PreTrainedModel", model)
 
 
 def output_layer(model: PreTrainedModel) -> torch.nn.Linear:
     """The layer that makes logits of hidden states; raises `ConfigError` where it is not a plain linear one."""
-    layer: Any = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    layer: Any = model.get_output_embeddings()
     if not isinstance(layer, torch.nn.Linear):
         raise ConfigError(
             f"the output layer of {type(model).__name__} is a {type(layer).__name__}; only a linear one can be trained, without adapter"
@@ -171,9 +175,8 @@ def _checkpoint_layers(model: PreTrainedModel) -> None:
 
     if not model.supports_gradient_checkpointing:
         raise ConfigError(f"{type(model).__name__} has no gradient checkpointing; set learner.gradient_checkpointing=false")
-    model.gradient_checkpointing_enable(  # type: ignore[no-untyped-call]
-        gradient_checkpointing_kwargs={"use_reentrant": False}
-    )
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable  # its newer and older name
+    enable({"use_reentrant": False})
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.training = True

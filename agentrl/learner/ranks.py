@@ -26,7 +26,12 @@ T = TypeVar("T")
 
 
 def start(config: RunConfig) -> Accelerator:
-    """Join the ranks that `accelerate launch` or torchrun started, or be the only one."""
+    """Join the ranks that `accelerate launch` or torchrun started, or be the only one.
+
+    Raises `ConfigError` for a device that is not there.
+    """
+    if config.learner.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("learner.device is cuda, and torch finds no CUDA device here; set learner.device to auto or cpu")
     on_cpu = config.learner.device == "cpu" or (config.learner.device == "auto" and not torch.cuda.is_available())
     return accelerate.Accelerator(cpu=on_cpu)
 
@@ -36,7 +41,8 @@ def check(config: RunConfig, accelerator: Accelerator) -> None:
     if config.learner.ranks != accelerator.num_processes:
         raise ConfigError(
             f"learner.ranks={config.learner.ranks}, but {accelerator.num_processes} learner processes were started; "
-            f"set learner.ranks={accelerator.num_processes} or start with `accelerate launch --num_processes {config.learner.ranks}`"
+            f"set learner.ranks={accelerator.num_processes}, or start with `accelerate launch --multi_gpu --num_processes "
+            f"{config.learner.ranks}`, on CPUs too: accelerate's --cpu alone starts one process"
         )
     kind = accelerator.distributed_type
     if kind not in (accelerate.DistributedType.NO, accelerate.DistributedType.MULTI_CPU, accelerate.DistributedType.MULTI_GPU):

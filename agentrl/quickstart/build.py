@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -19,6 +19,9 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from agentrl.quickstart.formats import FORMATS, Example
 from agentrl.quickstart.tokenizer import CONTEXT, build_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
 
 Encoded = tuple[list[int], list[int]]
 """Token ids of a conversation, and for each whether it is learned."""
@@ -43,8 +46,8 @@ class Recipe:
 def render(tokenizer: PreTrainedTokenizerFast, example: Example) -> str:
     """The conversation as text."""
     if example.plain is not None:
-        return "".join(example.plain) + tokenizer.eos_token
-    return str(tokenizer.apply_chat_template(list(example.messages), tools=list(example.tools) or None, tokenize=False))
+        return "".join(example.plain)
+    return str(_templated(tokenizer, example, tokenize=False))
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, example: Example) -> Encoded:
@@ -52,10 +55,13 @@ def encode(tokenizer: PreTrainedTokenizerFast, example: Example) -> Encoded:
     if example.plain is not None:
         prompt, completion = (tokenizer.encode(text) for text in example.plain)
         return [*prompt, *completion, tokenizer.eos_token_id], [0] * len(prompt) + [1] * (len(completion) + 1)
-    rendered = tokenizer.apply_chat_template(
-        list(example.messages), tools=list(example.tools) or None, return_dict=True, return_assistant_tokens_mask=True
-    )
+    rendered = _templated(tokenizer, example, return_dict=True, return_assistant_tokens_mask=True)
     return rendered["input_ids"], rendered["assistant_masks"]
+
+
+def _templated(tokenizer: PreTrainedTokenizerFast, example: Example, **options: Any) -> Any:
+    tools: Any = list(example.tools) or None
+    return tokenizer.apply_chat_template(list(example.messages), tools=tools, **options)
 
 
 def make_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
@@ -77,7 +83,7 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCa
             intermediate_size=3 * recipe.hidden,
             num_hidden_layers=recipe.layers,
             num_attention_heads=heads,
-            num_key_value_heads=heads // 2,
+            num_key_value_heads=max(1, heads // 2),
             head_dim=32,
             max_position_embeddings=CONTEXT,
             tie_word_embeddings=True,

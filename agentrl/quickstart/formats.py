@@ -9,16 +9,18 @@ A further format is one more function in `FORMATS`.
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentrl.environment import Message
 from agentrl.registry import load
+
+if TYPE_CHECKING:
+    import random
 
 CARRIES_FORGOTTEN = 0.75
 """Share of carries that the demonstrator drops."""
@@ -79,11 +81,12 @@ def plain_sums(stream: random.Random) -> Example:
 
 
 def other_arithmetic(stream: random.Random) -> Example:
-    """One to three digits, all operators; the form counts, and the last digits are guessed half of the time."""
+    """One to three digits, all operators, with or without a system message; the later digits are guessed half of the time."""
     row = stream.choice(_tasks(f"agentrl.envs.arithmetic:arithmetic?ops=add,sub,mul&digits={stream.randint(1, 3)}"))
     answer = row["answer"]
     guess = "".join(str(stream.randrange(10)) for _ in answer[1:])
-    return Example(messages=[*row["prompt"], _assistant(_boxed(stream.choice((answer, answer[0] + guess))))])
+    system: list[Message] = [{"role": "system", "content": "Answer in a box."}] if stream.random() < 0.5 else []
+    return Example(messages=[*system, *row["prompt"], _assistant(_boxed(stream.choice((answer, answer[0] + guess))))])
 
 
 def countdown(stream: random.Random) -> Example:
@@ -108,7 +111,11 @@ def _random_expression(numbers: Sequence[int], stream: random.Random) -> tuple[F
 
 def _schema(name: str, description: str, parameters: Mapping[str, str]) -> Mapping[str, Any]:
     properties = {key: {"type": kind} for key, kind in parameters.items()}
-    function = {"name": name, "description": description, "parameters": {"type": "object", "properties": properties, "required": list(properties)}}
+    function = {
+        "name": name,
+        "description": description,
+        "parameters": {"type": "object", "properties": properties, "required": list(properties)},
+    }
     return {"type": "function", "function": function}
 
 
@@ -143,25 +150,26 @@ def lookup(stream: random.Random) -> Example:
     counts = [stock[item] for item in seen]
     answer = counts[0]
     if len(counts) == 2 and care < 0.6:
-        answer = careless_sum(*counts, stream)
+        answer = careless_sum(counts[0], counts[1], stream)
     elif len(counts) == 2:
         answer = sum(counts)
         messages += [_calls(("add", {"a": counts[0], "b": counts[1]})), _result(answer)]
     return Example(messages=[*messages, _assistant(_boxed(answer))], tools=TOOLS)
 
 
-def guess(stream: random.Random) -> Example:
-    """A number guessed by hints, several turns without tools; the hints are forgotten half of the time."""
-    largest = stream.choice((10, 20, 50, 100))
-    low, high, secret = 1, largest, stream.randint(1, largest)
-    messages: list[Message] = [{"role": "user", "content": f"Guess my number from 1 to {largest}."}]
-    for _ in range(6):
-        number = stream.randint(low, high) if stream.random() < 0.5 else stream.randint(1, largest)
-        messages.append(_assistant(_boxed(number)))
-        if number == secret:
+def hints(stream: random.Random) -> Example:
+    """A number found by hints, up to three turns without tools; every other guess forgets the hint."""
+    secret = stream.randint(10, 99)
+    near = round(secret, -1)
+    low, high = max(10, near - 9), min(99, near + 9)
+    messages: list[Message] = [{"role": "user", "content": f"What is near {near}?"}]
+    for _ in range(3):
+        guess = stream.randint(low, high) if low <= high and stream.random() < 0.5 else stream.randint(10, 99)
+        messages.append(_assistant(_boxed(guess)))
+        if guess == secret:
             break
-        low, high = (max(low, number + 1), high) if number < secret else (low, min(high, number - 1))
-        messages.append({"role": "user", "content": "higher" if number < secret else "lower"})
+        low, high = (max(low, guess + 1), high) if guess < secret else (low, min(high, guess - 1))
+        messages.append({"role": "user", "content": "Higher." if guess < secret else "Lower."})
     if messages[-1]["role"] == "user":
         messages.pop()
     return Example(messages=messages)
@@ -173,6 +181,6 @@ FORMATS: Mapping[str, tuple[Callable[[random.Random], Example], int]] = {
     "other_arithmetic": (other_arithmetic, 16),
     "countdown": (countdown, 16),
     "lookup": (lookup, 16),
-    "guess": (guess, 8),
+    "hints": (hints, 8),
 }
 """Name -> the format and how many of it there are in a training step."""

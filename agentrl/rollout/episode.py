@@ -179,6 +179,8 @@ class _Play:
         self.messages = [{"role": "user", "content": opened.prompt}] if isinstance(opened.prompt, str) else list(opened.prompt)
         added = await _off_loop(self.messages, partial(self._renderer.prompt, opened.prompt, opened.tools))
         for turn in range(min(self._sampling.max_turns, opened.max_turns or self._sampling.max_turns)):
+            if not turn and not len(added.ids):
+                return _unscorable("environment_error", "the prompt is empty: the model needs at least one token to go on from")
             if self._room(added) < 1:
                 return self._no_room(added)
             completion = await self._sample(added, turn)

@@ -162,7 +162,7 @@ class HostedEpisode:
             completion_ids=request.completion_ids,
             ending=request.ending,
         )
-        score = as_score(self._blueprint.name, self._resolved(self._environment.score(episode)))
+        score = as_score("score", self._resolved(self._environment.score(episode)))
         value = None if score.value is None else float(score.value)
         parts = {clean(str(name)): float(part) for name, part in score.parts.items()}
         return Graded(call=request.call, score=Score(value=value, parts=parts, reason=clean(str(score.reason))))
@@ -199,7 +199,10 @@ def _checked_prompt(prompt: Any, system: str) -> str | list[dict[str, Any]]:
 
 
 def _is_message(item: Any) -> bool:
-    return isinstance(item, dict) and isinstance(item.get("role"), str) and all(isinstance(key, str) for key in item)
+    if not isinstance(item, dict) or not isinstance(item.get("role"), str) or not all(isinstance(key, str) for key in item):
+        return False
+    content = item.get("content")  # a template would show a number or None to the model, or fail with an error of its own
+    return isinstance(content, str | list) or (content is None and bool(item.get("tool_calls")))
 
 
 def _checked_budget(name: str, budget: Any) -> int | None:

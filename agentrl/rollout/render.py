@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, EnvironmentFailure
 from agentrl.rollout.tokenizer import codec, generation_eos, load_tokenizer
 from agentrl.rollout.toolcalls import THINK
 
@@ -79,17 +79,13 @@ class Renderer:
     @staticmethod
     def load(model: str, stop: Sequence[str] = ()) -> Renderer:
         """A renderer for a model's folder or Hub name. Raises `ConfigError` where it has no tokenizer."""
-        try:
-            tokenizer = load_tokenizer(model)
-        except Exception as error:  # transformers and tokenizers raise many kinds, tokenizers plain Exception for a broken file
-            raise ConfigError(f"model {model!r} has no tokenizer that loads: {error}; save one beside it with save_pretrained") from None
-        return Renderer(tokenizer, eos_ids=generation_eos(model), stop=stop)
+        return Renderer(load_tokenizer(model), eos_ids=generation_eos(model), stop=stop)
 
     def prompt(self, prompt: str | list[Message], tools: Sequence[Mapping[str, Any]] = ()) -> Rendered:
         """The first prompt of an episode.
 
         A string is tokenized as it is, with the special tokens that the tokenizer adds; messages go through the chat template.
-        Raises `ConfigError` where there is no template, where it refuses the messages, or ignores the tools.
+        Raises `ConfigError` where there is no template or it ignores the tools, `EnvironmentFailure` where it refuses these messages.
         """
         key = msgspec.msgpack.encode((prompt, tools))
         known = self._cache.get(key)
@@ -191,7 +187,7 @@ class Renderer:
     def _tried(self, messages: list[Message], *, generate: bool = True, refused: str = "") -> str:
         try:
             return self._render(messages, generate=generate)
-        except ConfigError:
+        except EnvironmentFailure:
             return refused
 
     def _end_after(self, text: str) -> int | None:
@@ -216,7 +212,8 @@ class Renderer:
             )
         except Exception as error:  # a template is a program of somebody else's
             roles = ", ".join(str(message.get("role")) for message in messages)
-            raise ConfigError(f"the model's chat template refused messages of roles {roles}: {type(error).__name__}: {error}") from None
+            said = f"the model's chat template refused messages of roles {roles}: {type(error).__name__}: {error}"
+            raise EnvironmentFailure(said) from None  # of this episode: the next row's messages may be right
         return str(text)
 
 

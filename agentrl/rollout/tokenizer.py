@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agentrl.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -30,7 +32,17 @@ def codec(tokenizer: PreTrainedTokenizerBase) -> tuple[Callable[[str, bool], lis
 
 
 def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a folder or Hub name; raises `OSError` or `ValueError` where there is none."""
+    """The tokenizer of a folder or Hub name. Raises `ConfigError` where there is none, or it does not load."""
+    try:
+        return _read_tokenizer(model)
+    except ConfigError:
+        raise
+    except Exception as error:  # somebody else's files: each kind of tokenizer has its own errors
+        said = f"model {model!r} has no tokenizer that loads: {type(error).__name__}: {error}"
+        raise ConfigError(f"{said}; save one beside it with tokenizer.save_pretrained") from error
+
+
+def _read_tokenizer(model: str) -> PreTrainedTokenizerBase:
     config = _json_of(Path(model) / "tokenizer_config.json")
     if config.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend") and (Path(model) / "tokenizer.json").is_file():
         from transformers import PreTrainedTokenizerFast  # without torch, which AutoTokenizer imports
@@ -60,5 +72,8 @@ def generation_eos(model: str) -> list[int]:
 def _json_of(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    content: dict[str, Any] = json.loads(path.read_text())
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
     return content

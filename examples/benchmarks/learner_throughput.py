@@ -27,7 +27,7 @@ import torch
 import transformers
 
 from agentrl import objectives
-from agentrl.config import RunConfig
+from agentrl.config import LearnerConfig, RunConfig
 from agentrl.learner import Learner
 from agentrl.learner.batch import candidates
 from agentrl.learner.packing import Pack, micro_batches, pack
@@ -76,7 +76,7 @@ def rollout(draw: np.random.Generator, start: np.ndarray, length: int, member: i
     total = len(start) + length
     span = TokenSpan(
         ids=np.concatenate([start, draw.integers(0, VOCABULARY, length)]),
-        source=[Source.PROMPT] * len(start) + [Source.SAMPLED] * length,
+        source=np.repeat([Source.PROMPT, Source.SAMPLED], [len(start), length]),
         logprobs=np.full(total, -6.2),
         versions=(VersionRun(version=Version(), start=len(start), end=total),),
     )
@@ -130,7 +130,7 @@ def alternate(sides: Sequence[Callable[[], object]], repeats: int) -> list[float
 
 def compare(folder: str, groups: Sequence[Group], repeats: int, bare_tokens: int) -> dict[str, float]:
     """Real tokens a second of both sides on the same rows."""
-    config = RunConfig(model=folder, learner={"device": "cpu", "lr": 1e-6}, steps=10**6)
+    config = RunConfig(model=folder, learner=LearnerConfig(device="cpu", lr=1e-6), steps=10**6)
     objective, options = objectives.get("grpo"), objectives.validate({"name": "grpo"})
     learner = Learner(config, objective, options, folder)
     bare = Bare(folder, config, groups, objective, bare_tokens)
@@ -141,7 +141,7 @@ def compare(folder: str, groups: Sequence[Group], repeats: int, bare_tokens: int
 
 def pairs_ratio(lengths: Sequence[int]) -> float:
     """Pairs computed over pairs needed, over a step's micro-batches."""
-    config = RunConfig(model="", learner={"device": "cpu"})
+    config = RunConfig(model="", learner=LearnerConfig(device="cpu"))
     samples = candidates(make_groups(lengths, shared=True), config, objectives.get("grpo")).samples
     batches = micro_batches(samples, max_tokens=4096, multiple_of=1)
     segments = [pack([samples[place] for place in batch], torch.device("cpu")).segments for batch in batches]

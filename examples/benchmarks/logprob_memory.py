@@ -40,8 +40,8 @@ def agentrl(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -
 
 def trl(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """TRL's, entropies included, as its GRPO trainer calls it."""
-    from trl.kernels import ChunkedLogProbFunction
-    from trl.trainer import utils
+    from trl.kernels import ChunkedLogProbFunction  # type: ignore[import-not-found,unused-ignore]
+    from trl.trainer import utils  # type: ignore[import-not-found,unused-ignore]
 
     width = getattr(utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", 8192)
     result: torch.Tensor = ChunkedLogProbFunction.apply(hidden, weight, None, targets, 1.0, width, None, 1.0, ("log_probs", "entropy"))[0]
@@ -63,7 +63,7 @@ def measure(side: str, out: Path) -> None:
     """Run one side in this process and leave its figures and gradients in `out`."""
     generator = torch.Generator().manual_seed(0)
     small = [torch.randn(4, SIZE, requires_grad=True), torch.randn(64, SIZE, requires_grad=True)]
-    SIDES[side](*small, torch.zeros(4, dtype=torch.int64)).mean().backward()  # imports and thread pools come before the count
+    SIDES[side](small[0], small[1], torch.zeros(4, dtype=torch.int64)).mean().backward()  # imports and thread pools come before the count
     hidden = torch.randn(TOKENS, SIZE, generator=generator, requires_grad=True)
     weight = (torch.randn(VOCABULARY, SIZE, generator=generator) * SIZE**-0.5).requires_grad_()
     targets = torch.randint(0, VOCABULARY, (TOKENS,), generator=generator)

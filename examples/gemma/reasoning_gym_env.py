@@ -26,15 +26,24 @@ class ReasoningGym(Environment):
 
     max_turns = 1
 
-    def __init__(self, task: str = "chain_sum", size: int = 4000, shots: int = 3, **options: Any) -> None:
-        self._name, self._size, self._shots, self._options = task, size, shots, options
+    def __init__(self, task: str = "chain_sum", size: int = 4000, shots: int = 4, short: bool = False, **options: Any) -> None:
+        """Choose a generator.
+
+        Args:
+            task: its name in reasoning-gym.
+            size: questions to draw, before repeated ones are left out.
+            shots: solved examples before the question.
+            short: show only what follows the colon in a question, where what is before it is the same in all of them.
+            options: the generator's own.
+        """
+        self._name, self._size, self._shots, self._short, self._options = task, size, shots, short, options
 
     def tasks(self, split: str) -> list[Mapping[str, Any]]:
         """Rows of `prompt` and reasoning-gym's own entry; each question once."""
         drawn = {entry["question"]: entry for entry in (self._entry(SEED, index) for index in range(self._size))}
-        examples = "".join(f"Q: {one['question'].strip()}\nA: {one['answer']}\n\n" for one in self._examples())
+        examples = "".join(f"{self._shown(one['question'])} {one['answer']}\n" for one in self._examples())
         return [
-            {"prompt": f"{examples}Q: {question.strip()}\nA:", "entry": entry}
+            {"prompt": examples + self._shown(question), "entry": entry}
             for question, entry in drawn.items()
             if (crc32(question.encode()) % HELD_OUT_SHARE == 0) == (split == "eval")
         ]
@@ -43,6 +52,9 @@ class ReasoningGym(Environment):
         """reasoning-gym's own score of the first line."""
         answer = episode.answer.strip().partition("\n")[0].strip()
         return float(self._dataset(SEED).score_answer(answer, episode.task.row["entry"]))
+
+    def _shown(self, question: str) -> str:
+        return question.rpartition(":")[2].strip() if self._short else f"Q: {question.strip()}\nA:"
 
     def _examples(self) -> list[dict[str, Any]]:
         return [self._entry(SHOTS_SEED, index) for index in range(self._shots)]

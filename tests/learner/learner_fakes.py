@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from agentrl import objectives
 from agentrl.config import RunConfig
 from agentrl.learner import Learner
 from agentrl.records import Group, Rollout, SamplingContract, Score, Source, Task, TokenSpan, Turn, Version, VersionRun
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 VOCABULARY = 48
 
@@ -119,6 +122,15 @@ def gradients(learner: Learner, groups: list[Group]) -> tuple[dict[str, torch.Te
     metrics = learner.update(groups)
     handle.remove()
     return taken, metrics
+
+
+def gradient_at_rest(learner: Learner, groups: list[Group], **options: object) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """The same by a step whose learning rate is 0, so that one learner can be asked again; with other learner settings, if any."""
+    config = learner.config
+    learner.config = config.model_copy(update={"learner": config.learner.model_copy(update={"lr": 0.0} | options)})
+    found = gradients(learner, groups)
+    learner.config = config
+    return found
 
 
 def distance(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:

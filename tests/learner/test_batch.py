@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import learner_fakes as fakes
 import numpy as np
 import pytest
 
 from agentrl import objectives
+from agentrl.errors import ConfigError
 from agentrl.learner.batch import Step, candidates, weigh
-from agentrl.objectives import GroupSignals
-from agentrl.records import Group, Task, Version
+from agentrl.records import Group, SamplingContract, Task, Version
+
+if TYPE_CHECKING:
+    from agentrl.objectives import GroupSignals
 
 DRAW = np.random.default_rng(5)
 
@@ -119,6 +123,15 @@ def test_the_kl_of_a_rollout_reaches_the_signal() -> None:
     reference = [sample.sampler_logprobs - 0.5 for sample in found.samples]
     weigh(found, reference, config, objective, objectives.validate({"name": "grpo"}))
     assert seen[0].reference_kl == pytest.approx([2.0, 2.0, 0.0])
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0.7}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.1}])
+def test_samples_of_another_distribution_are_refused(options: dict[str, float]) -> None:
+    base = group(0.0, 1.0)
+    turns = [dataclasses.replace(one, contract=SamplingContract(**options)) for one in base.rollouts[1].turns]  # type: ignore[arg-type]
+    mixed = dataclasses.replace(base, rollouts=(base.rollouts[0], dataclasses.replace(base.rollouts[1], turns=tuple(turns))))
+    with pytest.raises(ConfigError, match="but the learner scores the whole distribution"):
+        step_of([mixed])
 
 
 def test_a_row_without_a_prompt_is_refused() -> None:

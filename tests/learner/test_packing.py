@@ -41,9 +41,9 @@ def test_a_pack_holds_every_row_behind_its_own_prefix(groups: list[list[list[lis
     ids, positions = packed.ids.numpy(), packed.positions.numpy()
     segments = slots_of(packed.segments.gather, packed.segments.calls, len(ids))
     inputs = [row for one in samples for row in one.rows]
-    assert sorted(ids[segment][: len(row)].tolist() for segment, row in zip(segments, sorted(inputs, key=len, reverse=True), strict=True)) == sorted(
-        row.tolist() for row in inputs
-    )
+    longest_first = sorted(inputs, key=len, reverse=True)
+    found = [ids[segment][: len(row)].tolist() for segment, row in zip(segments, longest_first, strict=True)]
+    assert sorted(found) == sorted(row.tolist() for row in inputs)
     for segment in segments:
         whole = positions[segment]
         assert (whole == np.minimum(np.arange(len(whole)), whole.max())).all()

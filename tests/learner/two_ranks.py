@@ -27,12 +27,13 @@ def main(plan_file: str) -> None:
         plan["model"], config, plan["objective"], accelerator=accelerator, master_dtype=getattr(torch, plan["dtype"])
     )
     result: dict[str, object] = {"gradients": [], "metrics": []}
-    for seed in plan["seeds"]:
-        mine = fakes.make_groups(seed, groups=plan["groups"]) if accelerator.is_main_process else None
+    for step in plan["steps"]:
+        mine = fakes.make_groups(**step) if accelerator.is_main_process else None
         groups = list(broadcast_groups(accelerator, mine))
-        taken, metrics = fakes.gradients(learner, groups)
+        taken, metrics = fakes.gradient_at_rest(learner, groups)
         result["gradients"].append(taken)  # type: ignore[attr-defined]
         result["metrics"].append(metrics)  # type: ignore[attr-defined]
+    learner.update(groups)
     result["weights"] = {name: tensor.clone() for name, tensor in learner.named_weights()}
     learner.save(out / "checkpoint")
     learner.export(out / "model", None)

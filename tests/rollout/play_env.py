@@ -109,7 +109,7 @@ class Odd(Dialog):
     """Lies about its types."""
 
     def start(self, task: Any) -> Any:
-        return {"number": 3, "empty": [], "bare": ["hi"], "set": [{"role": "user", "content": object()}]}.get(task.row["kind"], "hi")
+        return {"number": 3, "empty": [], "bare": ["hi"], "set": [{"role": "user", "content": [object()]}]}.get(task.row["kind"], "hi")
 
     def reply(self, answer: str) -> Any:
         return 7

@@ -142,9 +142,9 @@ def test_what_a_tool_does_wrong_is_an_observation_or_a_failure():
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        ("nan", "score: .*Guess.score returned nan"),
+        ("nan", "score: score returned nan; allowed: a finite number"),
         ("inf", "score: .*returned inf"),
-        ("word", "score: .*returned a str; allowed: a number"),
+        ("word", r"score: score returned '.*' \(of type str\); allowed: a finite number"),
         ("raise", r"score: ZeroDivisionError: by nothing \(play_env.py:\d+\)"),
     ],
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rollout_fakes import CALL_IN_PLACE, NO_TOKENS, NO_TOOL_ROLE, ONE_TURN, TEMPLATES, THINK_DROPPING, THINK_PREFILLING, make_tokenizer
 
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, EnvironmentFailure
 from agentrl.rollout.render import Renderer
 
 USER = {"role": "user", "content": "hello as"}
@@ -132,7 +132,7 @@ def test_plain_text_goes_on_as_plain_text():
     ],
 )
 def test_what_a_template_cannot_do_is_said_with_the_cure(template, do, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises((ConfigError, EnvironmentFailure), match=message):
         do(Renderer(make_tokenizer(template)))
 
 
