@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -50,14 +51,15 @@ class Session:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.stop_fleet()
-        if self._publisher is not None:
-            self._publisher.close()
-        if self._engine is not None:
-            self._engine.stop()
-        for rows in self._rows:
-            rows.close()
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        with contextlib.ExitStack() as ends:  # one that fails, or is interrupted, does not keep the others from being called
+            ends.callback(shutil.rmtree, self._temporary, ignore_errors=True)
+            for rows in self._rows:
+                ends.callback(rows.close)
+            if self._engine is not None:
+                ends.callback(self._engine.stop)
+            if self._publisher is not None:
+                ends.callback(self._publisher.close)
+            ends.callback(self.stop_fleet)
 
     def start_engine(self, model: str, version: Version | None = None) -> None:
         """Start the engine on a model; it loads while the caller goes on."""

@@ -13,7 +13,15 @@ from agentrl.run_folder import read_metrics
 
 
 def train(folder, *changes, launcher=()):
-    sets = ["steps=3", "group_size=4", "groups_per_step=4", "sampling.max_tokens=16", "max_staleness=0", "learner.threads=1", "learner.lr=1e-3"]
+    sets = [
+        "steps=3",
+        "group_size=4",
+        "groups_per_step=4",
+        "sampling.max_tokens=16",
+        "max_staleness=0",
+        "learner.threads=1",
+        "learner.lr=1e-3",
+    ]
     command = [sys.executable, *launcher, "-m", "agentrl", "train", "--env", "arithmetic", "--model", "quickstart", "--output", str(folder)]
     command += [part for change in [*sets, *changes] for part in ("--set", change)]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=250)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
-from agentrl.engines.decoder_fast import FastDecoder, Unsupported
+from agentrl.engines.decoder_fast import FastDecoder
 from agentrl.engines.decoder_generic import GenericDecoder
+from agentrl.engines.families import Unsupported
 from agentrl.engines.kv import KVCache
 from agentrl.engines.step import Segment, Step, plan_step
 from agentrl.errors import ConfigError

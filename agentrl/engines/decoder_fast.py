@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from agentrl.engines.attention import Attention
+from agentrl.engines.families import Unsupported, activation, family_of
 from agentrl.engines.kv import LayerShape
 from agentrl.engines.weights import Binding, Weights
 
@@ -23,30 +24,6 @@ if TYPE_CHECKING:
 
 LARGE_WEIGHT = 1 << 19
 """Numbers in a matrix from which on oneDNN multiplies faster than MKL, by 1.1 to 1.6 (measured: float32, AMD Zen 4, 1 to 128 rows)."""
-
-
-class Unsupported(Exception):
-    """A decoder does not reproduce this model; the message says why."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """What sets one architecture apart from Llama."""
-
-    qk_norm: bool = False
-    """RMS norm over each head of queries and keys."""
-    sandwich: bool = False
-    """Norms before and after each block (Gemma), whose weights are stored minus one; embeddings scaled by sqrt(hidden size)."""
-
-
-FAMILIES = {
-    "llama": Family(),
-    "mistral": Family(),
-    "qwen2": Family(),
-    "qwen3": Family(qk_norm=True),
-    "gemma3_text": Family(qk_norm=True, sandwich=True),
-}
-"""By `model_type`. What a config says beyond this is checked in `_refuse`, and the whole by a probe."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -71,20 +48,19 @@ class Layer:
 class FastDecoder:
     """A forward pass without modules. Copies the weights of `model`, which may then be dropped.
 
-    Raises `Unsupported` for a model that is none of `FAMILIES` or has an option that is not handled here.
+    Raises `Unsupported` for a model that is none of `families.FAMILIES` or has an option that is not handled here.
     """
 
     def __init__(self, model: Any, context_length: int) -> None:
         config = model.config
-        self._family = _family(config)
-        _refuse(model, self._family)
+        self._family = family_of(config)
         self.vocab_size: int = model.lm_head.weight.shape[0]
         self._heads: int = config.num_key_value_heads
         self._group: int = config.num_attention_heads // config.num_key_value_heads
         self._dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._eps: float = config.rms_norm_eps
         self._eps_tensor = torch.tensor(self._eps, dtype=torch.float32, device=model.device)
-        self._gelu = _activation(config) == "gelu_pytorch_tanh"
+        self._gelu = activation(config) != "silu"
         self.shapes = [LayerShape(heads=self._heads, dim=self._dim)] * config.num_hidden_layers
         self._bindings: dict[str, Binding] = {}
         self._dtype, self._device = model.dtype, model.device
@@ -253,37 +229,6 @@ def _onednn_product() -> Any:
     except (AttributeError, RuntimeError, TypeError):
         return None
     return product
-
-
-def _family(config: Any) -> Family:
-    if config.model_type not in FAMILIES:
-        raise Unsupported(f"there is no fast path for {config.model_type}")
-    return FAMILIES[config.model_type]
-
-
-def _refuse(model: Any, family: Family) -> None:
-    config = model.config
-    for key in (
-        "attention_chunk_size",
-        "final_logit_softcapping",
-        "attn_logit_softcapping",
-        "use_bidirectional_attention",
-        "mlp_bias",
-        "quantization_config",
-    ):
-        if getattr(config, key, None):
-            raise Unsupported(f"the fast path does not handle {key}={getattr(config, key)!r}")
-    if config.pretraining_tp != 1 if hasattr(config, "pretraining_tp") else False:
-        raise Unsupported("the fast path does not handle pretraining_tp")
-    if _activation(config) not in ("silu", "gelu_pytorch_tanh"):
-        raise Unsupported(f"the fast path does not handle the activation {_activation(config)!r}")
-    if family.sandwich != (_activation(config) != "silu"):
-        raise Unsupported(f"the fast path expects another activation than {_activation(config)!r} of {config.model_type}")
-
-
-def _activation(config: Any) -> str:
-    name: str = getattr(config, "hidden_activation", None) or config.hidden_act
-    return name
 
 
 def _rotations(model: Any, length: int, dim: int) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, Cache
 
 from agentrl.engines.attention import Attention
-from agentrl.engines.decoder_fast import Unsupported
+from agentrl.engines.families import Unsupported
 from agentrl.engines.kv import LayerShape
 from agentrl.engines.weights import Binding, Weights
 

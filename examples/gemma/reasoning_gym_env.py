@@ -17,7 +17,7 @@ import reasoning_gym
 from agentrl import Environment, Episode
 
 SEED, SHOTS_SEED = 1, 2
-HELD_OUT_SHARE = 5
+HELD_OUT_SHARE = 3
 """One question in so many, by its hash, is for evaluation only, whatever the seed."""
 
 

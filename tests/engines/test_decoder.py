@@ -7,8 +7,9 @@ import transformers
 
 from agentrl.config import EngineConfig
 from agentrl.engines.decoder import Probe, choose_decoder, load_decoder
-from agentrl.engines.decoder_fast import LARGE_WEIGHT, FastDecoder, Unsupported
+from agentrl.engines.decoder_fast import LARGE_WEIGHT, FastDecoder
 from agentrl.engines.decoder_generic import GenericDecoder
+from agentrl.engines.families import Unsupported
 from agentrl.engines.kv import KVCache
 from agentrl.engines.step import Segment, plan_step
 from agentrl.errors import ConfigError
@@ -67,6 +68,15 @@ def test_bfloat16_is_close_to_transformers_in_bfloat16(models):
     decoder, description = choose_decoder(model, 64)
     assert description == "fast"
     assert decoder.weights.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("name", "options"), [("llama", {"mlp_bias": True}), ("qwen3", {"hidden_act": "relu"})])
+def test_options_that_the_fast_path_does_not_handle_take_the_generic_one(models, name, options):
+    config = transformers.AutoConfig.from_pretrained(models(name).folder)
+    for key, value in options.items():
+        setattr(config, key, value)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    assert choose_decoder(model, 64)[1].startswith("generic: the fast path")
 
 
 def test_large_matrices_have_a_product_of_their_own():

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import trio
+import trio.testing
 
 from agentrl import wire
 from agentrl.checksum import weights_checksum
