@@ -95,8 +95,9 @@ class Buffer:
                 self._log.dispose(group.index, _all_members("unscorable", len(group.rollouts)))
         finished = {index: group.dispatched.step for index, group in self._groups.items()}
         waiting = [index for index in range(next_index) if index not in gone and index not in finished]
+        places_trained = state.step * self._admission.groups_per_step  # by today's steps: a resume may have changed their size
         self._admission.restore(
-            version=state.step, places_trained=state.places_trained, next_index=next_index, finished=finished, waiting=waiting
+            version=state.step, places_trained=places_trained, next_index=next_index, finished=finished, waiting=waiting
         )
 
     def _is_scorable(self, group: Group) -> bool:

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -184,6 +185,7 @@ def main() -> None:
     """Entry point of the `agentrl` script and of `python -m agentrl`."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # an environment's `package.module:Name` is looked for here too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what runs is ended in order
     try:
         make_app(_train, _evaluate)(prog_name="agentrl")
     except KeyboardInterrupt:  # outside a command: while modules are imported

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import threading
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agentrl import wire
 from agentrl.buffer import Dispatch
 from agentrl.errors import AgentRLError, ConfigError, RunCannotLearn
 from agentrl.records import SamplingContract, Version
+from agentrl.rollout_log import append_group
 from agentrl.session import Session
 from agentrl.tasks import make_task
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from agentrl.config import RunConfig
     from agentrl.progress import Progress
@@ -47,9 +49,17 @@ class EvalResult:
 
 
 class _Collector:
-    """Gives out the tasks once each and gathers what comes back."""
+    """Gives out the tasks once each and gathers what comes back.
 
-    def __init__(self, dispatches: list[Dispatch], progress: Progress) -> None:
+    Args:
+        dispatches: what to play.
+        progress: is told the mean so far.
+        keep: is given each group as it comes, and may raise.
+        patience: once so many groups have come and not one could be scored, the rest is not waited for.
+    """
+
+    def __init__(self, dispatches: list[Dispatch], progress: Progress, *, keep: Callable[[Group], None], patience: int) -> None:
+        self._keep, self._patience = keep, patience
         self._todo = dispatches[::-1]
         self._by_index = {dispatch.index: dispatch for dispatch in dispatches}
         self._progress = progress
@@ -66,6 +76,12 @@ class _Collector:
         with self._changed:
             self._groups[group.index] = group
             self._scores += [score for score in group.scores if score is not None]
+            try:
+                self._keep(group)
+                if len(self._groups) == self._patience and not self._scores:
+                    summarize(list(self._groups.values()), 1)  # raises, with the reasons
+            except AgentRLError as error:
+                self._failure = self._failure or error
             mean = float(np.mean(self._scores)) if self._scores else float("nan")
             self._progress.step({"step": len(self._groups), "steps": len(self._by_index), "reward/mean": mean})
             self._changed.notify_all()
@@ -81,11 +97,11 @@ class _Collector:
 
     def wait(self, wait_s: float) -> list[Group]:
         with self._changed:
-            while len(self._groups) < len(self._by_index):
-                if self._failure is not None:
-                    raise self._failure
+            while self._failure is None and len(self._groups) < len(self._by_index):
                 if not self._changed.wait(wait_s):
-                    raise RunCannotLearn(f"no group came back within limits.wait_s={wait_s:.0f} s")
+                    raise RunCannotLearn(f"no group came back within limits.wait_s={wait_s:g} s; raise it, or look at the environment")
+            if self._failure is not None:
+                raise self._failure
             return [self._groups[index] for index in sorted(self._groups)]
 
 
@@ -112,19 +128,26 @@ def evaluate(
         output: a folder for `rollouts.jsonl`.
         progress: where to show how far it is.
 
-    Raises `ConfigError` where the environment has no evaluation tasks.
+    Raises `ConfigError` where the environment has no evaluation tasks or `output` cannot be written, `RunCannotLearn` where nothing
+    could be scored.
     """
     config = config.model_copy(update={"model": model, "max_staleness": 0})
     with contextlib.ExitStack() as stack:
-        logs = (output or Path(stack.enter_context(_temporary_folder()))) / "logs"
-        session = stack.enter_context(Session(config, logs))
+        folder = output or Path(stack.enter_context(_temporary_folder()))
+        kept = stack.enter_context(_open_kept(folder))
+        session = stack.enter_context(Session(config, folder / "logs"))
         session.start_engine(model)
         rows = session.rows("eval")
         if len(rows) == 0:
             raise ConfigError(f"environment {session.environment!r} has no evaluation tasks: tasks('eval') is empty")
         count = min(len(rows), num_tasks or len(rows))
         tasks = [make_task(session.environment, rows, index) for index in range(count)]
-        collector = _Collector([Dispatch(index=index, task=task, version=Version()) for index, task in enumerate(tasks)], progress)
+        collector = _Collector(
+            [Dispatch(index=index, task=task, version=Version()) for index, task in enumerate(tasks)],
+            progress,
+            keep=partial(append_group, kept),
+            patience=config.limits.window_groups,
+        )
         session.on_failure = collector.failed
         contract = SamplingContract(
             temperature=config.sampling.temperature if temperature is None else temperature, dtype=session.dtype, engine=config.engine.kind
@@ -139,8 +162,6 @@ def evaluate(
         )
         fleet.pump()
         groups = collector.wait(config.limits.wait_s)
-    if output is not None:
-        (output / "rollouts.jsonl").write_bytes(b"".join(wire.to_json_line(group) for group in groups))
     return summarize(groups, samples)
 
 
@@ -180,6 +201,20 @@ def pass_at_k(total: int, right: int, k: int) -> float:
     if total - right < k:
         return 1.0
     return 1.0 - math.comb(total - right, k) / math.comb(total, k)
+
+
+@contextlib.contextmanager
+def _open_kept(folder: Path) -> Iterator[int]:
+    """The file for rollouts: each is on the disk as soon as it has come back."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / "rollouts.jsonl", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    except OSError as error:
+        raise ConfigError(f"cannot keep the rollouts in {folder}: {error}; give another --output") from error
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _temporary_folder() -> contextlib.AbstractContextManager[str]:

@@ -60,7 +60,7 @@ class RolloutLog:
 
     def write(self, group: Group) -> None:
         """Make a finished group durable. Raises `CheckpointError` when the disk does not take it."""
-        _write_whole(self._groups, wire.to_json_line(group))
+        append_group(self._groups, group)
 
     def dispose(self, index: int, members: tuple[Disposition, ...], *, step: int | None = None, at_end: bool = False) -> None:
         """Note what became of a group."""
@@ -78,6 +78,21 @@ class RolloutLog:
         os.close(self._dispositions)
 
 
+def append_group(descriptor: int, group: Group) -> None:
+    """Append a group to an open file. Raises `CheckpointError` when the disk does not take it; the file then ends as it did before."""
+    _write_whole(descriptor, wire.to_json_line(group))
+
+
+def next_lineage(folder: Path) -> int:
+    """Number of a lineage that has no file yet."""
+    return max((int(path.stem.removeprefix("groups-")) for path in folder.glob("groups-*.jsonl")), default=-1) + 1
+
+
+def has_dispositions(folder: Path) -> bool:
+    """Whether the file is there."""
+    return (folder / "dispositions.jsonl").exists()
+
+
 def read_dispositions(folder: Path) -> list[Disposed]:
     """All whole lines of `dispositions.jsonl`."""
     return [_decoded(line, Disposed, place) for line, place in _whole_lines(folder / "dispositions.jsonl")]
@@ -85,6 +100,7 @@ def read_dispositions(folder: Path) -> list[Disposed]:
 
 def cut_dispositions(folder: Path, step: int) -> dict[int, Disposed]:
     """Forget what steps past `step` consumed and what an end of the run left over; returns the dispositions that stay, by group."""
+    folder.mkdir(parents=True, exist_ok=True)
     kept = {record.index: record for record in read_dispositions(folder) if not record.at_end and (record.step or 0) <= step}
     replace_file(folder / "dispositions.jsonl", b"".join(wire.to_json_line(record) for record in kept.values()))
     return kept

@@ -26,7 +26,7 @@ from agentrl.errors import AgentRLError, CheckpointError, ConfigError, LearnerDi
 from agentrl.metrics import group_metrics
 from agentrl.records import SamplingContract, Version
 from agentrl.rollout.tokenizer import load_tokenizer
-from agentrl.rollout_log import Disposed, RolloutLog, cut_dispositions, read_groups
+from agentrl.rollout_log import Disposed, RolloutLog, cut_dispositions, has_dispositions, next_lineage, read_groups
 from agentrl.run_folder import RunFolder, RunState, read_metrics
 from agentrl.session import Session, cpu_threads, resolve_model
 from agentrl.tasks import TaskSource
@@ -57,6 +57,10 @@ class RunResult:
     """Metrics of the last step."""
 
 
+class Abandoned(KeyboardInterrupt):
+    """A second Ctrl-C: nothing more is written, because it may have broken off a step half done."""
+
+
 class Interrupt:
     """Ctrl-C and SIGTERM: the first ends the run at the next safe point, with a checkpoint; the second at once."""
 
@@ -67,7 +71,9 @@ class Interrupt:
     def __call__(self, number: int, frame: object) -> None:
         """The signal handler; runs in the main thread between two bytecodes."""
         again, self.requested = self.requested, True
-        if self._waiting or again:
+        if again:
+            raise Abandoned
+        if self._waiting:
             raise KeyboardInterrupt
 
     @contextlib.contextmanager
@@ -144,9 +150,14 @@ class Run:
             metrics = group_metrics(groups, step=self.learner.step) | self.learner.update(groups)
             updated = time.perf_counter()
             self.progress.waiting("publishing")
-            self.publish()
-            self.buffer.trained(groups)
-            self.record(metrics, {"wait": taken - started, "update": updated - taken, "publish": time.perf_counter() - updated})
+            try:
+                self.publish()
+            except AgentRLError as error:
+                self.buffer.fail(error)
+                raise
+            finally:  # the step is done, whatever becomes of its weights: a checkpoint may follow
+                self.buffer.trained(groups)
+                self.record(metrics, {"wait": taken - started, "update": updated - taken, "publish": time.perf_counter() - updated})
             if self.learner.step % self.config.checkpoint.every == 0:
                 self.checkpoint()
         self.check_that_it_learned()
@@ -275,14 +286,25 @@ def _train(
         tokenizer = load_tokenizer(session.model_dir)
         restored = folder.latest_checkpoint() if resuming else None
         if restored is not None:
-            learner.load(restored)
+            _load(learner, folder, restored)
         lineage, buffer = _open_buffer(config, folder, tasks, restored, objective.min_group_size, resuming=resuming)
         stack.callback(buffer.close)
         run = Run(config, folder, lineage, learner, tokenizer, session, buffer, progress, interrupt, last={})
         run.connect(restored=restored is not None)
         folder.keep_config(runfile.dump(config))
+        if learner.step >= config.steps:
+            progress.message(f"the run has done its {learner.step} steps already; for more: --set steps=N")
     interrupted = _learn_and_save(run)
     return RunResult(folder=folder.path, steps=learner.step, interrupted=interrupted, last=run.last)
+
+
+def _load(learner: Learner, folder: RunFolder, checkpoint: Path) -> None:
+    try:
+        learner.load(checkpoint)
+    except CheckpointError as error:
+        older = folder.latest_checkpoint(before=checkpoint) or "the start"
+        said = str(error).rstrip(".")
+        raise CheckpointError(f"{said}. If it is damaged, remove {checkpoint}, and the run goes on from {older}") from error
 
 
 def _learn_and_save(run: Run) -> bool:
@@ -292,6 +314,8 @@ def _learn_and_save(run: Run) -> bool:
     interrupted = False
     try:
         run.learn()
+    except Abandoned:
+        raise
     except KeyboardInterrupt:
         interrupted = True
     except (CheckpointError, LearnerDiverged):
@@ -363,11 +387,16 @@ def _open_buffer(
         on_bound=config.on_bound,
         num_groups=config.epochs * len(tasks) if config.epochs else None,
     )
-    lineage = len(list(folder.rollouts.glob("groups-*.jsonl")))
+    lineage = next_lineage(folder.rollouts)
     disposed: dict[int, Disposed] = {}
     state = RunState(step=0, lineage=0, places_trained=0, next_index=0)
     if resuming:
-        state = folder.read_state(restored) if restored else state
+        if restored is not None:
+            state = folder.read_state(restored)
+            lineage = max(lineage, state.lineage + 1)
+            if not has_dispositions(folder.rollouts):
+                what = "has no dispositions.jsonl, which says what was trained"
+                raise CheckpointError(f"{folder.rollouts} {what}; put it back, or start a new run from {folder.model}")
         folder.cut_metrics(state.step)
         disposed = cut_dispositions(folder.rollouts, state.step)
     log = RolloutLog(folder.rollouts, lineage)  # after the cut, which replaces a file that this one appends to

@@ -107,16 +107,21 @@ class RunFolder:
             with self.metrics_file.open("ab") as file:
                 file.write(json.dumps(metrics).encode() + b"\n")
         except OSError as error:
-            raise CheckpointError(f"cannot write {self.metrics_file}: {error}") from error
+            raise CheckpointError(
+                f"cannot write {self.metrics_file}: {error}; free some space, then `agentrl train --resume {self.path}`"
+            ) from error
 
     def cut_metrics(self, step: int) -> None:
         """Forget the steps past `step`, and a line torn by a crash."""
         kept = [line for line, metrics in _metrics_lines(self.metrics_file) if metrics["step"] <= step]
         replace_file(self.metrics_file, b"".join(kept))
 
-    def latest_checkpoint(self) -> Path | None:
-        """The newest complete checkpoint."""
-        return next(reversed(self._complete_checkpoints()), None)
+    def latest_checkpoint(self, *, before: Path | None = None) -> Path | None:
+        """The newest complete checkpoint, or the newest but one where `before` is the newest."""
+        complete = self._complete_checkpoints()
+        if before is not None:
+            complete = complete[: complete.index(before)]
+        return next(reversed(complete), None)
 
     def _complete_checkpoints(self) -> list[Path]:
         """Oldest first."""
@@ -143,7 +148,7 @@ class RunFolder:
                 (draft / "run.json").write_bytes(msgspec.json.encode(state))
         except (OSError, RuntimeError, CheckpointError) as error:  # torch reports a full disk as RuntimeError
             raise CheckpointError(
-                f"cannot write the checkpoint of step {state.step} to {final}: {error}; "
+                f"cannot write the checkpoint of step {state.step} to {final}: {error.__cause__ or error}; "
                 f"free some space and run `agentrl train --resume {self.path}`: it goes on from "
                 f"{self.latest_checkpoint() or 'the start'}, and finished rollouts are not lost"
             ) from error
@@ -156,8 +161,8 @@ class RunFolder:
                 yield draft
         except (OSError, RuntimeError, CheckpointError) as error:
             raise CheckpointError(
-                f"cannot write the final model to {self.model}: {error}; free some space and run `agentrl train --resume {self.path}`: "
-                f"it goes on from {self.latest_checkpoint()} and writes the model"
+                f"cannot write the final model to {self.model}: {error.__cause__ or error}; free some space and run "
+                f"`agentrl train --resume {self.path}`: it goes on from {self.latest_checkpoint()} and writes the model"
             ) from error
 
     def prune_checkpoints(self, keep: int) -> None:

@@ -73,7 +73,10 @@ class EmbeddedPublisher:
         from agentrl.engines.weights_file import WeightsFile  # the only part that needs torch
 
         with WeightsFile(self.hello) as file:
-            file.write(weights)
+            try:
+                file.write(weights)
+            except OSError as error:  # it lives in memory, or in the temporary folder
+                raise PublishError(f"no room for the weights of version {version.step} on their way to the engine: {error}") from error
             answer = self._ask(Publish(id=self._next, version=version, path=file.path, partial=self._partial), PublishError)
             if isinstance(answer, Failure):
                 raise PublishError(f"the embedded engine refused version {version.step}: {answer.message}")
@@ -117,7 +120,8 @@ class EmbeddedPublisher:
             answer = self._receiver.receive()
         except TimeoutError:
             self.close()  # a late answer would be taken for the next one's
-            raise error_type(f"the embedded engine did not answer {type(message).__name__} within {self._timeout_s:g} s") from None
+            what = f"{type(message).__name__} within {self._timeout_s:g} s"
+            raise error_type(f"the embedded engine did not answer {what}; raise engine.timeout_s") from None
         except OSError as error:
             raise error_type(f"the connection to the embedded engine is broken: {error}") from error
         if answer is None:
