@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import signal
@@ -145,7 +146,7 @@ def _eval_command(evaluate: Callable[..., EvalResult]) -> Callable[..., None]:
                     output=output,
                     progress=progress,
                 )
-            typer.echo(json.dumps(dataclasses.asdict(result)) if as_json else _in_words(result))
+            typer.echo(_in_json(result) if as_json else _in_words(result))
 
     return command
 
@@ -235,10 +236,17 @@ def _config_to_resume(resume: Path, run: Path | None, flags: dict[str, Any], ove
     return _config(resume / "config.yaml", overrides, {"output": resume})
 
 
+def _in_json(result: EvalResult) -> str:
+    values = dataclasses.asdict(result)
+    values["interval"] = None if math.isnan(result.interval[0]) else result.interval  # NaN is no JSON
+    return json.dumps(values, allow_nan=False)
+
+
 def _in_words(result: EvalResult) -> str:
     low, high = result.interval
+    interval = "one task has no interval" if math.isnan(low) else f"95% interval {low:.4f} to {high:.4f}"
     lines = [
-        f"mean reward  {result.mean:.4f}  (95% interval {low:.4f} to {high:.4f})",
+        f"mean reward  {result.mean:.4f}  ({interval})",
         *(f"pass@{k:<7} {share:.4f}" for k, share in result.pass_at.items()),
         f"{result.num_tasks} tasks x {result.samples} rollouts of {result.mean_length:.1f} sampled tokens, {result.unscorable} unscorable",
     ]

@@ -2,66 +2,87 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 from typing import TYPE_CHECKING, Any
 
 from agentrl import registry
+from agentrl.errors import ConfigError
 from agentrl.records import Task
-from agentrl.rollout.rows import load_rows, plain_row
-from agentrl.rollout.tools import describe_tools
+from agentrl.rollout.hosted import Blueprint, HostedEpisode, clean, frames_of
+from agentrl.rollout.hosted import describe as failure
+from agentrl.rollout.messages import Failed, Open, Opened, Setup
+from agentrl.rollout.rows import load_rows, name_of, plain_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agentrl.environment import Environment, Message, Split
+    from agentrl.environment import Message, Split
 
 MOST_CHARS = 400
 """Longer texts are cut."""
 
 
 def describe(spec: str, *, num_tasks: int) -> str:
-    """Describe an environment; its code runs in this process.
+    """Describe an environment; its code runs in this process, through the same doors as in a rollout.
 
     Args:
         spec: which environment.
         num_tasks: tasks to show of each split.
 
-    Raises `ConfigError` for one that does not load, or whose tasks or tools are broken.
+    Raises `ConfigError` for one that does not load, or whose tasks, prompts or tools are broken.
     """
-    build = registry.load(spec)
-    lines = [spec, *_indented(inspect.cleandoc(build.__doc__ or "(no docstring)"))]
-    environment = build()
+    factory = registry.load(spec)
+    with _users_code(spec, "making it"):
+        blueprint = Blueprint.load(Setup(imports=[], spec=spec, max_output_chars=MOST_CHARS))
+        environment = blueprint.make()
+    lines = [spec, *_indented(inspect.cleandoc(factory.__doc__ or "(no docstring)"))]
     if environment.system:
         lines += ["", "system message", *_indented(environment.system)]
     for split in ("train", "eval"):
-        lines += ["", *_tasks(spec, split, num_tasks)]
-    tools = describe_tools(environment)
-    lines += ["", f"tools: {', '.join(tools) or 'none'}"]
-    for tool in tools.values():
+        lines += ["", *_tasks(spec, split, num_tasks, blueprint, environment.system)]
+    lines += ["", f"tools: {', '.join(blueprint.tools) or 'none'}"]
+    for tool in blueprint.tools.values():
         lines += _indented(json.dumps(tool.schema["function"], indent=2))
-    return "\n".join(lines)
+    return clean("\n".join(lines))
 
 
-def _tasks(spec: str, split: Split, num_tasks: int) -> Iterator[str]:
-    rows = load_rows(spec, split, ())
+@contextlib.contextmanager
+def _users_code(spec: str, boundary: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:  # the boundary to the environment's own code
+        raise ConfigError(f"{failure(repr(spec), boundary, error)}\n{frames_of(error)}".rstrip()) from error
+
+
+def _tasks(spec: str, split: Split, num_tasks: int, blueprint: Blueprint, system: str) -> Iterator[str]:
+    with _users_code(spec, f"tasks({split!r})"):
+        rows = load_rows(spec, split, ())
+        shown = [Task.from_row(spec, plain_row(name_of(spec, split), rows, index)) for index in range(min(num_tasks, len(rows)))]
     yield f"{split}: {len(rows):,} tasks"
-    for index in range(min(num_tasks, len(rows))):
-        task = Task.from_row(spec, plain_row(f"environment {spec!r}, tasks({split!r})", rows, index))
+    for task in shown:
         yield f"  task {task.id}"
         yield from _indented(f"row     {_cut(json.dumps(task.row, ensure_ascii=False))}", 4)
-        environment = registry.load(spec)()
-        try:
-            yield from _indented(_prompt(environment, task), 4)
-        finally:
-            environment.close()
+        yield from _indented(_prompt(blueprint, task, system), 4)
 
 
-def _prompt(environment: Environment, task: Task) -> str:
-    prompt = environment.start(task)
-    if isinstance(prompt, str):
-        return f"prompt  {_cut(prompt)}"
-    return "\n".join(f"{message['role']:7} {_cut(_text(message))}" for message in prompt)
+def _prompt(blueprint: Blueprint, task: Task, system: str) -> str:
+    """What `start` gives; the environment's system text is shown elsewhere."""
+    episode = HostedEpisode(blueprint)
+    try:
+        opened = episode.answer(Open(call=1, session=1, task=task))
+    finally:
+        episode.close()
+    if isinstance(opened, Failed):
+        raise ConfigError(f"{opened.reason}\n{opened.traceback}".rstrip())
+    assert isinstance(opened, Opened)
+    if isinstance(opened.prompt, str):
+        return f"prompt  {_cut(opened.prompt)}"
+    messages = opened.prompt[1:] if system and opened.prompt[0].get("content") == system else opened.prompt
+    return "\n".join(f"{message['role']:7} {_cut(_text(message))}" for message in messages)
 
 
 def _text(message: Message) -> str:

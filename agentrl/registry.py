@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import parse_qsl
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from agentrl.environment import Environment
 from agentrl.errors import ConfigError
@@ -46,11 +49,24 @@ def register(name: str) -> Callable[[F], F]:
 
 
 def registered() -> dict[str, EnvironmentFactory]:
-    """Every environment that has a name: our own, those of installed packages, and those registered in this process."""
+    """Every environment that has a name: our own, those of installed packages, and those registered in this process.
+
+    Raises `ConfigError` where an installed package's does not load.
+    """
     for point in importlib.metadata.entry_points(group="agentrl.envs"):
-        if point.name not in _environments:
-            _environments[point.name] = point.load()
+        _load_point(point)
     return dict(sorted(_environments.items()))
+
+
+def _load_point(point: importlib.metadata.EntryPoint) -> None:
+    if point.name in _environments:
+        return
+    try:
+        _environments[point.name] = point.load()
+    except (Exception, SystemExit) as error:
+        package = point.dist.name if point.dist is not None else "?"
+        said = f"environment {point.name!r} of the installed package {package} does not load"
+        raise ConfigError(f"{said}: {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +83,11 @@ class Spec:
         yaml = YAML(typ="safe", pure=True)
         try:
             pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
-        except ValueError as error:
-            raise ConfigError(f"environment spec {text!r}: arguments after '?' are written key=value&key=value ({error})") from None
-        return Spec(target=target, arguments={key: yaml.load(value) for key, value in pairs})
+            arguments = {key: yaml.load(value) for key, value in pairs}
+        except (ValueError, YAMLError) as error:
+            said = getattr(error, "problem", None) or error
+            raise ConfigError(f"environment spec {text!r}: arguments after '?' are written key=value&key=value ({said})") from None
+        return Spec(target=target, arguments=arguments)
 
 
 def load(text: str) -> EnvironmentFactory:
@@ -78,13 +96,11 @@ def load(text: str) -> EnvironmentFactory:
     factory = _from_path(spec.target) if ":" in spec.target else _by_name(spec.target)
 
     def build() -> Environment:
-        try:
-            environment = factory(**spec.arguments)
-        except TypeError as error:
-            raise ConfigError(f"environment {text!r} does not accept its arguments {spec.arguments}: {error}") from error
+        _check_arguments(text, factory, spec.arguments)
+        environment = factory(**spec.arguments)
         if not isinstance(environment, Environment):
             raise ConfigError(
-                f"environment {text!r} gave a {type(environment).__name__}; "
+                f"environment {text!r} gave {environment!r:.80}, of type {type(environment).__name__}; "
                 "it must be an agentrl.Environment, or a function that returns one"
             )
         return environment
@@ -93,14 +109,33 @@ def load(text: str) -> EnvironmentFactory:
     return build
 
 
+def _check_arguments(text: str, factory: EnvironmentFactory, arguments: dict[str, Any]) -> None:
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):  # some built-in types have none
+        return
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        takes = ", ".join(map(str, signature.parameters.values())) or "none"
+        raise ConfigError(f"environment {text!r} does not accept its arguments {arguments}: {error}; it takes: {takes}") from None
+
+
 def import_module(name: str) -> ModuleType:
-    """Import a module by dotted name, or a file by its path; a file is imported once a process."""
+    """Import a module by dotted name, or a file by its path; a file is imported once a process.
+
+    Raises `ConfigError` for whatever stops the import, `sys.exit` in the module included.
+    """
     path = Path(name)
     if path.suffix != ".py":
         try:
             return importlib.import_module(name)
+        except ConfigError:
+            raise
         except ImportError as error:
             raise ConfigError(f"cannot import {name!r}: {error}; give a dotted module name, or a path that ends in .py") from error
+        except (Exception, SystemExit) as error:
+            raise _broken_import(name, error) from error
     path = path.resolve()
     if not path.is_file():
         raise ConfigError(f"cannot import {name!r}: there is no file {path}")
@@ -118,14 +153,22 @@ def import_module(name: str) -> ModuleType:
         described.loader.exec_module(module)
     except BaseException as error:
         del sys.modules[key]
-        if isinstance(error, Exception) and not isinstance(error, ConfigError):
-            raise ConfigError(f"importing {path} failed: {type(error).__name__}: {error}") from error
+        if isinstance(error, Exception | SystemExit) and not isinstance(error, ConfigError):
+            raise _broken_import(str(path), error) from error
         raise
     return module
 
 
+def _broken_import(name: str, error: BaseException) -> ConfigError:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = "" if isinstance(error, SyntaxError) else f" ({frame.filename}:{frame.lineno})"  # a syntax error says its own
+    return ConfigError(f"importing {name} failed: {type(error).__name__}: {error}{place}")
+
+
 def _from_path(target: str) -> EnvironmentFactory:
     where, _, name = target.rpartition(":")
+    if not where or not name:
+        raise ConfigError(f"environment {target!r}: write file.py:Name or package.module:Name")
     module = import_module(where)
     try:
         factory: EnvironmentFactory = getattr(module, name)
@@ -134,17 +177,19 @@ def _from_path(target: str) -> EnvironmentFactory:
         names = [key for key, value in own.items() if isinstance(value, type) and issubclass(value, Environment)]
         raise ConfigError(f"{where} has no {name!r}; environments in it: {', '.join(names) or 'none'}") from None
     if not callable(factory):
-        raise ConfigError(f"{target} is a {type(factory).__name__}; it must be an environment class or a function that returns one")
+        got = f"{factory!r:.80}, of type {type(factory).__name__}"
+        raise ConfigError(f"{target} is {got}; it must be an environment class or a function that returns one")
     return factory
 
 
 def _by_name(name: str) -> EnvironmentFactory:
-    known = registered()
-    if name in known:
-        return known[name]
+    points = {point.name: point for point in importlib.metadata.entry_points(group="agentrl.envs")}
+    if name in points:
+        _load_point(points[name])
+    if name in _environments:
+        return _environments[name]
+    known = sorted({*_environments, *points})
     near = get_close_matches(name, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ConfigError(
-        f"no environment is registered as {name!r}{hint} Known: {', '.join(known) or 'none'}. "
-        "For one of your own write file.py:Name or package.module:Name"
-    )
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    own = f"{name}:Name" if name.endswith(".py") else "file.py:Name or package.module:Name"
+    raise ConfigError(f"no environment is registered as {name!r}{hint} Known: {', '.join(known)}. For one of your own write {own}")

@@ -197,7 +197,7 @@ def test_env_show_has_tasks_prompts_and_tool_schemas(tmp_path):
     result = run("env", "show", f"{path}:Echo?times=2")
     assert result.exit_code == 0, result.output
     lines = [line.strip() for line in result.stdout.splitlines()]
-    for line in ("Say it back.", "Be brief.", "train: 3 tasks", "eval: 3 tasks", "prompt  train 0", "tools: shout", '"name": "shout",'):
+    for line in ("Say it back.", "Be brief.", "train: 3 tasks", "eval: 3 tasks", "user    train 0", "tools: shout", '"name": "shout",'):
         assert line in lines
     assert 'row     {"prompt": "train 1", "times": 2}' in lines
     assert "train 2" not in result.stdout

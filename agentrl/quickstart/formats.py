@@ -81,12 +81,11 @@ def plain_sums(stream: random.Random) -> Example:
 
 
 def other_arithmetic(stream: random.Random) -> Example:
-    """One to three digits, all operators, with or without a system message; the later digits are guessed half of the time."""
+    """One to three digits, all operators; the form counts, and the later digits are guessed half of the time."""
     row = stream.choice(_tasks(f"agentrl.envs.arithmetic:arithmetic?ops=add,sub,mul&digits={stream.randint(1, 3)}"))
     answer = row["answer"]
     guess = "".join(str(stream.randrange(10)) for _ in answer[1:])
-    system: list[Message] = [{"role": "system", "content": "Answer in a box."}] if stream.random() < 0.5 else []
-    return Example(messages=[*system, *row["prompt"], _assistant(_boxed(stream.choice((answer, answer[0] + guess))))])
+    return Example(messages=[*row["prompt"], _assistant(_boxed(stream.choice((answer, answer[0] + guess))))])
 
 
 def countdown(stream: random.Random) -> Example:
@@ -157,19 +156,18 @@ def lookup(stream: random.Random) -> Example:
     return Example(messages=[*messages, _assistant(_boxed(answer))], tools=TOOLS)
 
 
-def hints(stream: random.Random) -> Example:
-    """A number found by hints, up to three turns without tools; every other guess forgets the hint."""
-    secret = stream.randint(10, 99)
-    near = round(secret, -1)
-    low, high = max(10, near - 9), min(99, near + 9)
-    messages: list[Message] = [{"role": "user", "content": f"What is near {near}?"}]
-    for _ in range(3):
-        guess = stream.randint(low, high) if low <= high and stream.random() < 0.5 else stream.randint(10, 99)
-        messages.append(_assistant(_boxed(guess)))
-        if guess == secret:
+def guess(stream: random.Random) -> Example:
+    """A number guessed by hints, several turns without tools; the hints are forgotten half of the time."""
+    largest = stream.choice((10, 20, 50, 100))
+    low, high, secret = 1, largest, stream.randint(1, largest)
+    messages: list[Message] = [{"role": "user", "content": f"Guess my number from 1 to {largest}."}]
+    for _ in range(6):
+        number = stream.randint(low, high) if stream.random() < 0.5 else stream.randint(1, largest)
+        messages.append(_assistant(_boxed(number)))
+        if number == secret:
             break
-        low, high = (max(low, guess + 1), high) if guess < secret else (low, min(high, guess - 1))
-        messages.append({"role": "user", "content": "Higher." if guess < secret else "Lower."})
+        low, high = (max(low, number + 1), high) if number < secret else (low, min(high, number - 1))
+        messages.append({"role": "user", "content": "higher" if number < secret else "lower"})
     if messages[-1]["role"] == "user":
         messages.pop()
     return Example(messages=messages)
@@ -181,6 +179,6 @@ FORMATS: Mapping[str, tuple[Callable[[random.Random], Example], int]] = {
     "other_arithmetic": (other_arithmetic, 16),
     "countdown": (countdown, 16),
     "lookup": (lookup, 16),
-    "hints": (hints, 8),
+    "guess": (guess, 8),
 }
 """Name -> the format and how many of it there are in a training step."""

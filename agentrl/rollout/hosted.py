@@ -242,7 +242,9 @@ def text_of(error: BaseException) -> str:
 
 
 def frames_of(error: BaseException) -> str:
-    """A short traceback."""
+    """A short traceback; none for what was raised on purpose, whose text says it all."""
+    if isinstance(error, EnvironmentFailure | ConfigError):
+        return ""
     try:
         return clean("".join(traceback.format_exception(error, limit=-TRACEBACK_FRAMES)))[-MOST_TRACEBACK_CHARS:]
     except Exception:  # the same

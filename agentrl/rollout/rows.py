@@ -74,7 +74,7 @@ class RemoteRows:
     def __init__(
         self, environment: str, split: Split, *, imports: Sequence[str], log: Path, load_s: float = LOAD_S, fetch_s: float = FETCH_S
     ) -> None:
-        self._what = _name(environment, split)
+        self._what = name_of(environment, split)
         self._fetch_s = fetch_s
         ours, theirs = socket.socketpair()
         with theirs:
@@ -123,7 +123,7 @@ def load_rows(environment: str, split: Split, imports: Sequence[str]) -> Sequenc
     for name in imports:
         registry.import_module(name)
     instance = registry.load(environment)()
-    what = _name(environment, split)
+    what = name_of(environment, split)
     try:
         rows: Any = instance.tasks(split)
         if isinstance(rows, Mapping | str | bytes) or not isinstance(rows, Iterable):
@@ -148,7 +148,8 @@ def plain_row(what: str, rows: Sequence[Any], index: int) -> dict[str, Any]:
         raise ConfigError(f"{what}: row {index} is not a JSON object ({error}); give plain numbers, strings, lists and dicts") from error
 
 
-def _name(environment: str, split: str) -> str:
+def name_of(environment: str, split: str) -> str:
+    """A split of an environment, for messages."""
     return f"environment {environment!r}, tasks({split!r})"
 
 
@@ -162,10 +163,10 @@ def _serve(sock: socket.socket) -> None:
                 environment, split = message.environment, message.split
                 rows = load_rows(message.environment, cast("Split", message.split), message.imports)
                 if len(rows):
-                    plain_row(_name(environment, split), rows, 0)  # what is wrong with all rows is told before anything else starts
+                    plain_row(name_of(environment, split), rows, 0)  # what is wrong with all rows is told before anything else starts
                 wire.send(sock, Loaded(length=len(rows)))
             else:
-                wire.send(sock, Row(row=plain_row(_name(environment, split), rows, message.index)))
+                wire.send(sock, Row(row=plain_row(name_of(environment, split), rows, message.index)))
         except AgentRLError as error:
             wire.send(sock, Broken(message=clean(str(error))))
         except BaseException as error:  # the boundary to the environment's own code, which may also call sys.exit
