@@ -2,40 +2,46 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentrl import runfile
+from agentrl import registry, runfile
 from agentrl.config import RunConfig
 from agentrl.environment import Environment
 from agentrl.errors import ConfigError
-from agentrl.run import RunResult, default_output
+from agentrl.rollout_log import replace_file
+from agentrl.run import RunResult
 from agentrl.run import train as run_train
+from agentrl.run_folder import RunFolder, new_folder
 
 if TYPE_CHECKING:
     from agentrl.progress import Progress
 
 EnvironmentLike = str | type[Environment] | Callable[..., Environment]
+RewardLike = str | Callable[..., Any]
+MOST_ROWS = 1_000_000
+"""An endless iterable of rows ends here."""
 
 
 def train(
     config: RunConfig | Mapping[str, Any] | str | Path,
     *,
     env: EnvironmentLike | None = None,
-    rewards: Callable[..., Any] | Sequence[Callable[..., Any]] | None = None,
+    rewards: RewardLike | Sequence[RewardLike] | None = None,
     dataset: str | Path | Iterable[Mapping[str, Any]] | None = None,
     resume: str | Path | None = None,
     progress: Progress | None = None,
 ) -> RunResult:
-    """Train as `agentrl train` does.
+    """Train as `agentrl train` does. In a script, call it under `if __name__ == "__main__":`: each process of a run imports the script.
 
     Args:
         config: a `RunConfig`, a mapping with a run file's keys, or the path of a run file.
         env: a spec, an environment class, or a function that returns an environment.
-        rewards: reward functions `f(prompts, completions, completion_ids, **columns)`, for `dataset`.
+        rewards: reward functions `f(prompts, completions, completion_ids, **columns)`, or their specs, for `dataset`.
         dataset: rows with a `prompt` and the columns that the rewards read, or the path of a JSON-lines file.
         resume: a run folder to go on with.
         progress: where to show the run; by default the terminal, or plain lines where there is none.
@@ -44,59 +50,89 @@ def train(
     """
     from agentrl.progress import default_progress
 
+    registry.refuse_while_importing("agentrl.train")
     changes: dict[str, Any] = {}
     if env is not None:
         changes["env"] = env if isinstance(env, str) else import_path(env)
     if rewards is not None:
-        functions = [rewards] if callable(rewards) else list(rewards)
-        changes["rewards"] = [import_path(function) for function in functions]
-    resolved = _resolve(config, changes, dataset)
+        changes["rewards"] = _reward_specs(rewards)
+    resolved = _resolve(config, changes, dataset, Path(resume) if resume else None)
     with progress or default_progress(resolved.steps) as shown:
         return run_train(resolved, resume=Path(resume) if resume else None, progress=shown)
 
 
-def _resolve(config: RunConfig | Mapping[str, Any] | str | Path, changes: dict[str, Any], dataset: Any) -> RunConfig:
+def _reward_specs(rewards: Any) -> list[str]:
+    several = [rewards] if callable(rewards) or isinstance(rewards, str) else rewards
+    if not isinstance(several, Iterable):
+        raise ConfigError(f"rewards={rewards!r:.80} is no reward function and no list of them")
+    return [one if isinstance(one, str) else import_path(one) for one in several]
+
+
+def _resolve(config: Any, changes: dict[str, Any], dataset: Any, resume: Path | None) -> RunConfig:
     if isinstance(config, str | Path):
         config = runfile.load(Path(config))
+    if not isinstance(config, RunConfig | Mapping):
+        raise ConfigError(f"config={config!r:.80} is no RunConfig, no mapping and no path of a run file")
     values = config.model_dump(mode="json", exclude_unset=True) if isinstance(config, RunConfig) else dict(config)
     values |= changes
-    if isinstance(dataset, str | Path):
-        values["dataset"] = str(dataset)
-    elif dataset is not None:
-        values["dataset"] = "dataset.jsonl"
+    if resume is not None:
+        values["output"] = str(resume)
+    rows = None if dataset is None or isinstance(dataset, str | Path) else dataset
+    if dataset is not None:
+        values["dataset"] = "dataset.jsonl" if rows is not None else str(dataset)
     resolved = runfile.from_mapping(values)
-    if dataset is None or isinstance(dataset, str | Path):
+    if rows is None:
         return resolved
-    output = Path(resolved.output or default_output(resolved))
-    path = _write_rows(output / "data" / "dataset.jsonl", dataset)
+    output = Path(resolved.output) if resolved.output else new_folder(resolved)
+    path = output / "data" / "dataset.jsonl"
+    if resume is None or not path.exists():
+        _write_rows(path, rows)
     return resolved.model_copy(update={"output": str(output), "dataset": str(path.resolve())})
 
 
-def _write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+def _write_rows(path: Path, rows: Any) -> None:
     """Put the rows where every process, and a later resume, can read them."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for number, row in enumerate(rows):
-            try:
-                file.write(json.dumps(dict(row), ensure_ascii=False) + "\n")
-            except (TypeError, ValueError) as error:
-                raise ConfigError(f"dataset row {number} is not a JSON object: {error}") from error
-    return path
+    folder = RunFolder(path.parent.parent)
+    if folder.has_begun():
+        raise folder.taken()
+    if not isinstance(rows, Iterable) or isinstance(rows, Mapping | bytes):
+        raise ConfigError(f"dataset={rows!r:.80} is no path and no iterable of rows")
+    lines = []
+    for number, row in enumerate(itertools.islice(rows, MOST_ROWS)):
+        try:
+            if not isinstance(row, Mapping):
+                raise TypeError(f"got {row!r:.80}")
+            lines.append(json.dumps(dict(row), ensure_ascii=False).encode() + b"\n")
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"dataset row {number} is not a JSON object: {error}") from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot keep the dataset in {path.parent}: {error}; set another `output`") from error
+    replace_file(path, b"".join(lines))
 
 
-def import_path(target: Callable[..., Any]) -> str:
+def import_path(target: Any) -> str:
     """The spec under which other processes import a class or function again.
 
     Raises `ConfigError` where they cannot: each process of a run imports what it needs by name.
     """
-    name = getattr(target, "__qualname__", type(target).__name__)
-    module = getattr(target, "__module__", None) or "?"
     cure = "define it at the top level of a .py file and pass it from there, or give its spec 'file.py:Name'"
-    if not name.isidentifier():
-        raise ConfigError(f"{module}.{name} cannot be imported by the run's other processes; {cure}")
+    name, module = getattr(target, "__qualname__", None), getattr(target, "__module__", None)
+    if not callable(target) or name is None or module is None:
+        what = "environment" if isinstance(target, Environment) else "object"
+        raise ConfigError(
+            f"{target!r:.80} is an {what} of type {type(target).__name__}, which the run's other processes cannot import; "
+            f"give the function or class that makes it: {cure}"
+        )
+    if getattr(sys.modules.get(module), name, None) is not target:
+        raise ConfigError(f"{module}.{name} cannot be imported by the run's other processes under that name; {cure}")
     if module != "__main__":
         return f"{module}:{name}"
-    file = getattr(sys.modules["__main__"], "__file__", None)
-    if file is None:
+    main = sys.modules["__main__"]
+    if main.__spec__ is not None:  # python -m package.module
+        return f"{main.__spec__.name}:{name}"
+    file = getattr(main, "__file__", None)
+    if file is None or not Path(file).is_file():
         raise ConfigError(f"{name} lives in an interactive interpreter, which the run's other processes cannot import; {cure}")
     return f"{Path(file).resolve()}:{name}"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from agentrl import registry
 from agentrl.buffer import Dispatch
 from agentrl.errors import AgentRLError, ConfigError, RunCannotLearn
 from agentrl.records import SamplingContract, Version
@@ -131,6 +132,7 @@ def evaluate(
     Raises `ConfigError` where the environment has no evaluation tasks or `output` cannot be written, `RunCannotLearn` where nothing
     could be scored.
     """
+    registry.refuse_while_importing("agentrl.evaluate")
     config = config.model_copy(update={"model": model, "max_staleness": 0})
     with contextlib.ExitStack() as stack:
         folder = output or Path(stack.enter_context(_temporary_folder()))

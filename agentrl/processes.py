@@ -81,10 +81,18 @@ def start_child(
                 stderr=output,
                 pass_fds=tuple(pass_fds),
                 start_new_session=True,
-                env={**os.environ, **(environment or {})},
+                env={**os.environ, "PYTHONPATH": import_path(), **(environment or {})},
             )
 
     return Child(name=name, process=_starter.submit(start).result(), log=log)
+
+
+def import_path() -> str:
+    """PYTHONPATH for children: they find the modules that this process finds, also those beside its script."""
+    installed = tuple(str(Path(prefix).resolve()) + os.sep for prefix in {sys.prefix, sys.base_prefix})
+    own = [str(Path(entry).resolve()) for entry in sys.path if entry]
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys(entry for entry in [*given, *(one for one in own if not one.startswith(installed))] if entry))
 
 
 def last_lines(path: Path, count: int) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import parse_qsl
 
 from ruamel.yaml import YAML
@@ -31,6 +31,8 @@ EnvironmentFactory = Callable[..., Environment]
 F = TypeVar("F", bound=EnvironmentFactory)
 
 _environments: dict[str, EnvironmentFactory] = {}
+_importing: list[str] = []
+"""Modules whose import has begun and not ended, outermost first."""
 
 
 def register(name: str) -> Callable[[F], F]:
@@ -126,17 +128,35 @@ def import_module(name: str) -> ModuleType:
 
     Raises `ConfigError` for whatever stops the import, `sys.exit` in the module included.
     """
-    path = Path(name)
-    if path.suffix != ".py":
-        try:
-            return importlib.import_module(name)
-        except ConfigError:
-            raise
-        except ImportError as error:
-            raise ConfigError(f"cannot import {name!r}: {error}; give a dotted module name, or a path that ends in .py") from error
-        except (Exception, SystemExit) as error:
-            raise _broken_import(name, error) from error
-    path = path.resolve()
+    _importing.append(name)
+    try:
+        return _import_file(name) if name.endswith(".py") else _import_named(name)
+    finally:
+        _importing.pop()
+
+
+def refuse_while_importing(what: str) -> None:
+    """Raise `ConfigError` where a module that is being imported calls for a run: each process of that run would import it again."""
+    if _importing:
+        raise ConfigError(
+            f"{what} was called while {_importing[0]} was being imported, which every process of a run does; "
+            'put the call under `if __name__ == "__main__":`'
+        )
+
+
+def _import_named(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ConfigError:
+        raise
+    except ImportError as error:
+        raise ConfigError(f"cannot import {name!r}: {error}; give a dotted module name, or a path that ends in .py") from error
+    except (Exception, SystemExit) as error:
+        raise _broken_import(name, error) from error
+
+
+def _import_file(name: str) -> ModuleType:
+    path = Path(name).resolve()
     if not path.is_file():
         raise ConfigError(f"cannot import {name!r}: there is no file {path}")
     key = f"_agentrl_file_{path.stem}_{abs(hash(str(path))):x}"
@@ -171,7 +191,7 @@ def _from_path(target: str) -> EnvironmentFactory:
         raise ConfigError(f"environment {target!r}: write file.py:Name or package.module:Name")
     module = import_module(where)
     try:
-        factory: EnvironmentFactory = getattr(module, name)
+        factory: Any = getattr(module, name)
     except AttributeError:
         own = {key: value for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__}
         names = [key for key, value in own.items() if isinstance(value, type) and issubclass(value, Environment)]
@@ -179,7 +199,7 @@ def _from_path(target: str) -> EnvironmentFactory:
     if not callable(factory):
         got = f"{factory!r:.80}, of type {type(factory).__name__}"
         raise ConfigError(f"{target} is {got}; it must be an environment class or a function that returns one")
-    return factory
+    return cast("EnvironmentFactory", factory)
 
 
 def _by_name(name: str) -> EnvironmentFactory:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +22,12 @@ from agentrl import objectives, runfile
 from agentrl.admission import Admission
 from agentrl.buffer import Buffer
 from agentrl.errors import AgentRLError, CheckpointError, ConfigError, LearnerDiverged, PublishError, RunCannotLearn
+from agentrl.interrupt import Abandoned, Interrupt
 from agentrl.metrics import group_metrics
 from agentrl.records import SamplingContract, Version
 from agentrl.rollout.tokenizer import load_tokenizer
 from agentrl.rollout_log import Disposed, RolloutLog, cut_dispositions, has_dispositions, next_lineage, read_groups
-from agentrl.run_folder import RunFolder, RunState, read_metrics
+from agentrl.run_folder import RunFolder, RunState, new_folder, read_metrics
 from agentrl.session import Session, cpu_threads, resolve_model
 from agentrl.tasks import TaskSource
 
@@ -55,50 +55,6 @@ class RunResult:
     interrupted: bool
     last: dict[str, float]
     """Metrics of the last step."""
-
-
-class Abandoned(KeyboardInterrupt):
-    """A second Ctrl-C: nothing more is written, because it may have broken off a step half done."""
-
-
-class Interrupt:
-    """Ctrl-C and SIGTERM: the first ends the run at the next safe point, with a checkpoint; the second at once."""
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._waiting = False
-
-    def __call__(self, number: int, frame: object) -> None:
-        """The signal handler; runs in the main thread between two bytecodes."""
-        again, self.requested = self.requested, True
-        if again:
-            raise Abandoned
-        if self._waiting:
-            raise KeyboardInterrupt
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """A block that a signal may break off: nothing in it changes the learner."""
-        if self.requested:
-            raise KeyboardInterrupt
-        self._waiting = True
-        try:
-            yield
-        finally:
-            self._waiting = False
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """Handle SIGINT and SIGTERM inside the block; outside the main thread nothing can be handled."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, self) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 @dataclass
@@ -241,10 +197,10 @@ def train(config: RunConfig, *, resume: Path | None = None, progress: Progress) 
             f"objective {objective.name!r} compares rollouts of one task: "
             f"set group_size >= {objective.min_group_size}, got {config.group_size}"
         )
-    folder = RunFolder(resume or Path(config.output or default_output(config)))
     if int(os.environ.get("RANK", "0")) > 0:
-        _follow(config, objective, objective_config, folder.latest_checkpoint() if resume else None)
-        return RunResult(folder=folder.path, steps=config.steps, interrupted=False, last={})
+        _follow(config, objective, objective_config, RunFolder(resume).latest_checkpoint() if resume else None)
+        return RunResult(folder=resume or Path(config.output or ""), steps=config.steps, interrupted=False, last={})
+    folder = RunFolder(resume or (Path(config.output) if config.output else new_folder(config)))
     if resume is None:
         folder.create(runfile.dump(config))
     else:
@@ -404,10 +360,3 @@ def _open_buffer(
     if resuming:
         buffer.restore(state, disposed, read_groups(folder.rollouts, skip=disposed.keys()))
     return lineage, buffer
-
-
-def default_output(config: RunConfig) -> str:
-    """`runs/<env>-<model>-<date>-<time>`."""
-    environment = (config.env or Path(config.dataset or "run").stem).partition("?")[0].replace("/", "_").replace(":", "-")
-    model = Path(config.model).name
-    return f"runs/{environment}-{model}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -15,7 +15,9 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -26,7 +28,8 @@ from agentrl.rollout_log import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+    from agentrl.config import RunConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +61,8 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._acquire()
-            if self.config_file.exists() and self._has_begun():
-                raise ConfigError(
-                    f"{self.path} already holds a run; give another --output, or go on with it: agentrl train --resume {self.path}"
-                )
+            if self.has_begun():
+                raise self.taken()
             replace_file(self.config_file, config_text.encode())
         except (OSError, CheckpointError) as error:
             self.close()
@@ -70,7 +71,12 @@ class RunFolder:
             self.close()
             raise
 
-    def _has_begun(self) -> bool:
+    def taken(self) -> ConfigError:
+        """The error for a new run in an old folder."""
+        return ConfigError(f"{self.path} already holds a run; give another --output, or go on with it: agentrl train --resume {self.path}")
+
+    def has_begun(self) -> bool:
+        """Whether there is something here that must not be written over."""
         return any(path.stat().st_size for path in self.rollouts.glob("groups-*.jsonl")) or bool(self._complete_checkpoints())
 
     def reopen(self) -> None:
@@ -171,6 +177,23 @@ class RunFolder:
         for path in self.checkpoints.glob("step-*"):
             if path not in kept:
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def new_folder(config: RunConfig) -> Path:
+    """Make `runs/<env>-<model>-<date>-<time>`, with a number where another run has taken that name in the same second."""
+    environment = (config.env or Path(config.dataset or "run").stem).partition("?")[0].replace("/", "_").replace(":", "-")
+    first = f"runs/{environment}-{Path(config.model).name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    taken = 1
+    while True:
+        path = Path(first if taken == 1 else f"{first}-{taken}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            taken += 1
+        except OSError as error:
+            raise ConfigError(f"cannot make the run folder {path}: {error}; give --output") from error
+        else:
+            return path
 
 
 @contextlib.contextmanager

@@ -161,7 +161,7 @@ def environment_spec(config: RunConfig) -> str:
     if config.env is not None:
         return config.env
     assert config.dataset is not None, "the run file's check lets no run through without tasks"
-    return "dataset?" + urlencode({"path": config.dataset, "rewards": ",".join(config.rewards)})
+    return "dataset?" + urlencode({"path": config.dataset, "rewards": ",".join(config.rewards)}, safe="/:,")
 
 
 def resolve_model(model: str) -> str:

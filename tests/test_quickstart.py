@@ -92,7 +92,7 @@ def test_a_rendered_tool_conversation_parses_back(tokenizer):
             assert wanted or text == message["content"]
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", sorted(FORMATS.keys() - {"plain_sums"}))
 def test_a_longer_conversation_begins_with_the_shorter_one(tokenizer, name):
     example = FORMATS[name][0](random.Random(1))
     messages, tools = list(example.messages), list(example.tools) or None

@@ -1,0 +1,32 @@
+"""The gain between two evaluations of the same tasks, with its paired 95% interval.
+
+agentrl eval RUN.yaml --model quickstart --json > before.json
+agentrl eval RUN.yaml --model runs/RUN/model --json > after.json
+python examples/paired_gain.py before.json after.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("before", type=Path)
+    parser.add_argument("after", type=Path)
+    options = parser.parse_args()
+    before, after = (json.loads(path.read_text())["task_means"] for path in (options.before, options.after))
+    shared = before.keys() & after.keys()
+    gains = [after[task] - before[task] for task in shared]
+    mean, half = statistics.mean(gains), 1.96 * statistics.stdev(gains) / len(gains) ** 0.5
+    print(f"{len(gains)} tasks: {statistics.mean(before[task] for task in shared):.3f} before, ", end="")
+    print(
+        f"{statistics.mean(after[task] for task in shared):.3f} after, gain {mean:.3f} (95% interval {mean - half:.3f} to {mean + half:.3f})"
+    )
+
+
+if __name__ == "__main__":
+    main()
