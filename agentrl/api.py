@@ -83,18 +83,16 @@ def _resolve(config: Any, changes: dict[str, Any], dataset: Any, resume: Path | 
     resolved = runfile.from_mapping(values)
     if rows is None:
         return resolved
+    lines = _lines(rows)
     output = Path(resolved.output) if resolved.output else new_folder(resolved)
     path = output / "data" / "dataset.jsonl"
     if resume is None or not path.exists():
-        _write_rows(path, rows)
+        _keep(path, lines)
     return resolved.model_copy(update={"output": str(output), "dataset": str(path.resolve())})
 
 
-def _write_rows(path: Path, rows: Any) -> None:
-    """Put the rows where every process, and a later resume, can read them."""
-    folder = RunFolder(path.parent.parent)
-    if folder.has_begun():
-        raise folder.taken()
+def _lines(rows: Any) -> bytes:
+    """The rows as JSON lines. Raises `ConfigError` for what is no row."""
     if not isinstance(rows, Iterable) or isinstance(rows, Mapping | bytes):
         raise ConfigError(f"dataset={rows!r:.80} is no path and no iterable of rows")
     lines = []
@@ -105,11 +103,19 @@ def _write_rows(path: Path, rows: Any) -> None:
             lines.append(json.dumps(dict(row), ensure_ascii=False).encode() + b"\n")
         except (TypeError, ValueError) as error:
             raise ConfigError(f"dataset row {number} is not a JSON object: {error}") from error
+    return b"".join(lines)
+
+
+def _keep(path: Path, lines: bytes) -> None:
+    """Put the rows where every process, and a later resume, can read them."""
+    folder = RunFolder(path.parent.parent)
+    if folder.has_begun():
+        raise folder.taken()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot keep the dataset in {path.parent}: {error}; set another `output`") from error
-    replace_file(path, b"".join(lines))
+    replace_file(path, lines)
 
 
 def import_path(target: Any) -> str:

@@ -22,10 +22,9 @@ def main() -> None:
     shared = before.keys() & after.keys()
     gains = [after[task] - before[task] for task in shared]
     mean, half = statistics.mean(gains), 1.96 * statistics.stdev(gains) / len(gains) ** 0.5
-    print(f"{len(gains)} tasks: {statistics.mean(before[task] for task in shared):.3f} before, ", end="")
-    print(
-        f"{statistics.mean(after[task] for task in shared):.3f} after, gain {mean:.3f} (95% interval {mean - half:.3f} to {mean + half:.3f})"
-    )
+    means = [statistics.mean(column[task] for task in shared) for column in (before, after)]
+    print(f"{len(gains)} tasks: {means[0]:.3f} before, {means[1]:.3f} after")
+    print(f"gain {mean:.3f} (95% interval {mean - half:.3f} to {mean + half:.3f})")
 
 
 if __name__ == "__main__":
