@@ -255,16 +255,20 @@ class Buffer:
     def why_nothing_came(self) -> str:
         """What kept every group from being trained, for an error."""
         with self._changed:
-            if not self._reasons:
-                return "the data ended before a group could be trained"
-            reason, count = self._reasons.most_common(1)[0]
-            return f"not one of {self._unscorable} groups could be scored; the commonest reason, {count} times: {reason}"
+            return self._unscorable_so_far() or "the data ended before a group could be trained"
+
+    def _unscorable_so_far(self) -> str:
+        if not self._reasons:
+            return ""
+        reason, count = self._reasons.most_common(1)[0]
+        return f"{self._unscorable} groups could not be scored; the commonest reason, {count} times: {reason}"
 
     def _describe(self) -> str:
         in_flight = len(self._admission.places) - len(self._groups)
         return (
             f"{len(self._groups)} groups are finished and {in_flight} in flight at version {self._admission.version}, "
             f"a step needs {self._admission.groups_per_step}"
+            + "".join(f"; {text}" for text in [self._unscorable_so_far()] if text)
         )
 
 

@@ -32,7 +32,7 @@ from agentrl.session import Session, cpu_threads, resolve_model
 from agentrl.tasks import TaskSource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     import torch
     from transformers import PreTrainedTokenizerBase
@@ -100,6 +100,7 @@ class Run:
                 groups = self.buffer.take()
             groups = list(ranks.broadcast_groups(self.learner.accelerator, groups))
             if not groups:
+                self.progress.message(f"the data ended after {self.learner.step} of {self.config.steps} steps")
                 break
             taken = time.perf_counter()
             self.progress.waiting("learner")
@@ -124,11 +125,7 @@ class Run:
             raise RunCannotLearn(f"the run ended without one update: {self.buffer.why_nothing_came()}")
         steps = read_metrics(self.folder.path)  # those of earlier lineages too
         if steps and all(metrics.get("learner/skipped") for metrics in steps):
-            raise RunCannotLearn(
-                f"not one of {self.learner.step} steps changed a weight: in every group all rewards were equal (reward/mean "
-                f"{steps[-1]['reward/mean']:.3g} in the last step), and only differences teach; make the tasks easier or harder for this "
-                "model, let the reward tell more outcomes apart, or raise group_size"
-            )
+            raise RunCannotLearn(f"not one of {self.learner.step} steps changed a weight: {_why_idle(steps)}")
 
     def publish(self) -> None:
         """Send the learner's weights to the engine; the version counts once they are read back."""
@@ -182,6 +179,19 @@ class Run:
         self.progress.waiting("the final model")
         with self.folder.writing_model() as draft:
             self.learner.export(draft, self.tokenizer)
+
+
+def _why_idle(steps: Sequence[Mapping[str, float]]) -> str:
+    """What kept steps without an update from learning, and what to change."""
+    last = steps[-1]
+    if any(metrics["reward/frac_zero_std"] < 1 for metrics in steps):
+        return "every episode that differed from its group was truncated, and learner.mask_truncated is set; raise sampling.max_tokens"
+    cut = f"; {last['completions/clipped_ratio']:.0%} of the episodes were truncated, so maybe raise sampling.max_tokens"
+    return (
+        f"in every group all rewards were equal (reward/mean {last['reward/mean']:.3g} in the last step), and only differences teach; make "
+        "the tasks easier or harder for this model, let the reward tell more outcomes apart, or raise group_size"
+        + (cut if last["completions/clipped_ratio"] > 0 else "")
+    )
 
 
 def train(config: RunConfig, *, resume: Path | None = None, progress: Progress) -> RunResult:
@@ -280,7 +290,7 @@ def _learn_and_save(run: Run) -> bool:
         if run.learner.step > 0 and run.learner.accelerator.num_processes == 1:
             _save_after(error, run)
         raise run.session.explained(error) from None
-    if run.learner.step < run.config.steps:
+    if interrupted:
         ranks.broadcast_groups(run.learner.accelerator, [])  # the other ranks wait for groups: no more will come
     run.session.stop_fleet()
     run.checkpoint()
