@@ -267,8 +267,7 @@ class Buffer:
         in_flight = len(self._admission.places) - len(self._groups)
         return (
             f"{len(self._groups)} groups are finished and {in_flight} in flight at version {self._admission.version}, "
-            f"a step needs {self._admission.groups_per_step}"
-            + "".join(f"; {text}" for text in [self._unscorable_so_far()] if text)
+            f"a step needs {self._admission.groups_per_step}" + "".join(f"; {text}" for text in [self._unscorable_so_far()] if text)
         )
 
 

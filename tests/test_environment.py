@@ -12,7 +12,7 @@ from agentrl.records import Score, Task
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "5", b"5", [1.0], object(), {"a": math.nan}, {"a": "x"}, np.zeros(2)])
 def test_what_is_no_finite_number_is_no_score(value):
-    with pytest.raises(EnvironmentFailure, match="score returned .*; allowed: a finite number"):
+    with pytest.raises(EnvironmentFailure, match=r"score returned .*; allowed: a finite number"):
         as_score("score", value)
 
 
