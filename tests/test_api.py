@@ -102,5 +102,3 @@ def test_an_interactive_interpreter_is_told_apart():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert "reward lives in an interactive interpreter" in done.stderr
-
-
