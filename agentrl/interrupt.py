@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during a run: they take effect where nothing is half done."""
+"""Ctrl-C, SIGTERM and a closed terminal during a run: they take effect where nothing is half done."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Abandoned(KeyboardInterrupt):
 
 
 class Interrupt:
-    """Ctrl-C and SIGTERM: the first ends the run at the next safe point, with a checkpoint; the second at once."""
+    """SIGINT, SIGTERM and SIGHUP: the first ends the run at the next safe point, with a checkpoint; the second at once."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -43,11 +43,14 @@ class Interrupt:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle SIGINT and SIGTERM inside the block; outside the main thread nothing can be handled."""
+        """Handle the signals inside the block; outside the main thread nothing can be handled."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has it ignored
+            numbers.append(signal.SIGHUP)
+        before = {number: signal.signal(number, self) for number in numbers}
         try:
             yield
         finally:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="starter")
 """Linux ends a child when the *thread* that started it ends (PR_SET_PDEATHSIG), so one lasting thread starts them all."""
@@ -85,6 +85,14 @@ def start_child(
             )
 
     return Child(name=name, process=_starter.submit(start).result(), log=log)
+
+
+def launched_rank(environ: Mapping[str, str] = os.environ) -> int:
+    """The number that `accelerate launch` or torchrun gave this process; 0 for a single one, whatever else has set RANK."""
+    try:
+        return int(environ.get("RANK", "0")) if int(environ.get("WORLD_SIZE", "1")) > 1 else 0
+    except ValueError:
+        return 0
 
 
 def import_path() -> str:

@@ -5,6 +5,7 @@ Steps are told on the learner's thread and waits on any other, so every method m
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
@@ -19,6 +20,8 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from agentrl.processes import launched_rank
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -74,10 +77,10 @@ def default_progress(
         steps: how many there will be.
         noun: what a step is called.
         console: where to show it; standard output by default.
-        environ: `RANK` in it is the launcher's number of this process.
+        environ: may say which of several ranks this process is.
     """
     console = console or Console()
-    if environ.get("RANK", "0") != "0":
+    if launched_rank(environ) > 0:
         return SilentProgress()
     return TerminalProgress(steps, noun=noun, console=console) if console.is_terminal else PlainProgress(steps, noun=noun, console=console)
 
@@ -148,7 +151,7 @@ class PlainProgress:
             self._print(text)
 
     def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        _say(self._console, text)
 
 
 class TerminalProgress:
@@ -183,12 +186,24 @@ class TerminalProgress:
 
     def message(self, text: str) -> None:
         """Print it above the panel."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        _say(self._console, text)
 
     def _render(self) -> RenderableType:
         with self._lock:
             blocks = BLOCKS if self._console.encoding.startswith("utf") else ASCII_BLOCKS
             return _panel(self._state, blocks)
+
+
+def _say(console: Console, text: str) -> None:
+    """Print, and be silent from then on where nobody can read it: a run is worth more than what it says."""
+    try:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    except (OSError, SystemExit):  # a full disk; rich's own answer to a closed pipe
+        console.quiet = True
+        with contextlib.suppress(OSError, ValueError):  # what is still buffered must not fail at the end
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, console.file.fileno())
+            os.close(nowhere)
 
 
 @dataclass(slots=True)

@@ -11,7 +11,6 @@ step (`buffer.trained`) admits new ones. A process that dies wakes the learner w
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import time
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from agentrl.buffer import Buffer
 from agentrl.errors import AgentRLError, CheckpointError, ConfigError, LearnerDiverged, PublishError, RunCannotLearn
 from agentrl.interrupt import Abandoned, Interrupt
 from agentrl.metrics import group_metrics
+from agentrl.processes import launched_rank
 from agentrl.records import SamplingContract, Version
 from agentrl.rollout.tokenizer import load_tokenizer
 from agentrl.rollout_log import Disposed, RolloutLog, cut_dispositions, has_dispositions, next_lineage, read_groups
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 IDLE_STEPS = 10
-"""After so many steps in a row without an update the user is told."""
+"""Steps in a row without an update after which the user is told, and a run of nothing else fails; fewer may be chance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,12 +120,15 @@ class Run:
         self.check_that_it_learned()
 
     def check_that_it_learned(self) -> None:
-        """Raise `RunCannotLearn` where no step of the whole run has changed a weight."""
+        """Raise `RunCannotLearn` where no step of the whole run has changed a weight; say so where it was too short to tell."""
         if self.learner.step == 0:
             raise RunCannotLearn(f"the run ended without one update: {self.buffer.why_nothing_came()}")
         steps = read_metrics(self.folder.path)  # those of earlier lineages too
         if steps and all(metrics.get("learner/skipped") for metrics in steps):
-            raise RunCannotLearn(f"not one of {self.learner.step} steps changed a weight: {_why_idle(steps)}")
+            said = f"not one of {self.learner.step} steps changed a weight: {_why_idle(steps)}"
+            if len(steps) >= IDLE_STEPS:
+                raise RunCannotLearn(said)
+            self.progress.message(said)
 
     def publish(self) -> None:
         """Send the learner's weights to the engine; the version counts once they are read back."""
@@ -207,7 +210,7 @@ def train(config: RunConfig, *, resume: Path | None = None, progress: Progress) 
             f"objective {objective.name!r} compares rollouts of one task: "
             f"set group_size >= {objective.min_group_size}, got {config.group_size}"
         )
-    if int(os.environ.get("RANK", "0")) > 0:
+    if launched_rank() > 0:
         _follow(config, objective, objective_config, RunFolder(resume).latest_checkpoint() if resume else None)
         return RunResult(folder=resume or Path(config.output or ""), steps=config.steps, interrupted=False, last={})
     folder = RunFolder(resume or (Path(config.output) if config.output else new_folder(config)))

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from agentrl.records import Group, SamplingContract
 
 
+MOST_FOLDER_BYTES = 80
+"""With a file name behind it, this is below the 104 bytes that macOS allows; Linux allows 108."""
+
+
 class Session:
     """Starts processes on demand and ends them all on exit; a context manager.
 
@@ -41,7 +45,7 @@ class Session:
         """Fingerprint of the learner's parameters and checksum of the engine's, at the last publish."""
         self.on_failure: Callable[[AgentRLError], None] = lambda error: None
         self._logs = logs
-        self._temporary = Path(tempfile.mkdtemp(prefix="agentrl-"))
+        self._temporary = short_folder()
         self._engine: EngineProcess | None = None
         self._publisher: EmbeddedPublisher | None = None
         self._fleet: Fleet | None = None
@@ -154,6 +158,15 @@ class Session:
         if self._fleet is not None:
             self._fleet.stop()
             self._fleet = None
+
+
+def short_folder() -> Path:
+    """A private temporary folder for a Unix socket, whose path the system limits to some 100 characters, `TMPDIR` or not."""
+    folder = tempfile.mkdtemp(prefix="agentrl-")
+    if len(folder.encode()) <= MOST_FOLDER_BYTES:
+        return Path(folder)
+    os.rmdir(folder)
+    return Path(tempfile.mkdtemp(prefix="agentrl-", dir="/tmp"))
 
 
 def environment_spec(config: RunConfig) -> str:

@@ -53,6 +53,28 @@ def test_a_step_wakes_the_generators_and_a_group_wakes_the_learner(tmp_path):
     assert play(buffer) == [2, 3]
 
 
+@pytest.mark.parametrize("groups_per_step", [1, 2, 4])
+def test_a_resume_may_change_the_size_of_a_step(tmp_path, groups_per_step):
+    buffer = make_buffer(tmp_path)
+    for _ in range(6):
+        play(buffer)
+        buffer.trained(buffer.take())
+    disposed = cut_dispositions(tmp_path, 6)
+    resumed = make_buffer(tmp_path, groups_per_step=groups_per_step, eta=1, lineage=1)
+    resumed.restore(RunState(step=6, lineage=0, places_trained=12, next_index=12), disposed, ())
+    assert play(resumed) == list(range(12, 12 + 2 * groups_per_step)), "as far ahead as the bound allows, and no farther"
+
+
+def test_what_failed_is_told_where_nothing_comes(tmp_path):
+    buffer = make_buffer(tmp_path, limits=LimitsConfig(wait_s=0.01, max_unscorable_share=1))
+    first = buffer.dispatch()
+    buffer.finished(make_group(first.index, [None, None], task=first.task))
+    said = r"wait_s=0.01 s: 0 groups are finished.*1 groups could not be scored; .*2 times: fake failure"
+    with pytest.raises(RunCannotLearn, match=said):
+        buffer.take()
+    assert "1 groups could not be scored" in buffer.why_nothing_came()
+
+
 def test_an_unscorable_group_is_counted_and_replaced(tmp_path):
     buffer = make_buffer(tmp_path)
     first = buffer.dispatch()

@@ -1,6 +1,8 @@
 import json
+import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -180,6 +182,15 @@ def test_eval_passes_its_options_on(run_file, tmp_path):
     ]
 
 
+def test_one_task_has_no_interval(run_file):
+    class One(Backend):
+        def evaluate(self, config, **options):
+            return replace(super().evaluate(config, **options), num_tasks=1, interval=(math.nan, math.nan))
+
+    assert json.loads(run("eval", run_file, "--json", backend=One()).stdout)["interval"] is None
+    assert "(one task has no interval)" in run("eval", run_file, backend=One()).stdout
+
+
 def test_eval_prints_json_alone_on_standard_output(run_file):
     found = json.loads(run("eval", run_file, "--json").stdout)
     assert found["mean"] == 0.5
@@ -207,6 +218,25 @@ def test_env_show_of_what_is_not_there_names_what_was_tried(tmp_path):
     result = run("env", "show", f"{tmp_path}/no.py:Echo")
     assert result.exit_code == 2
     assert f"there is no file {tmp_path}/no.py" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("where=tasks&how=raise", "tasks('train'): RuntimeError: boom in tasks (bad_env.py:"),
+        ("where=tasks&how=exit", "SystemExit: 3"),
+        ("where=tasks&how=None", "returned None; it must return the rows"),
+        ("where=tasks&how=numbers", "row 0 is 1, of type int"),
+        ("where=init&how=raise", "making it: RuntimeError: boom in init"),
+        ("where=start&how=raise", "start: RuntimeError: boom in start"),
+        ("where=start&how=None", "start: it returned a NoneType: None; allowed: a string, or a list of messages"),
+        ("colour=1", "does not accept its arguments {'colour': 1}"),
+    ],
+)
+def test_env_show_of_a_broken_environment_says_where_it_breaks(arguments, said):
+    result = run("env", "show", f"{Path(__file__).parent}/bad_env.py:Bad?{arguments}")
+    assert result.exit_code == 2
+    assert said in result.stderr
 
 
 def test_env_list_has_the_environments_of_agentrl():

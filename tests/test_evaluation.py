@@ -5,8 +5,10 @@ import itertools
 import pytest
 from fakes import make_group
 
-from agentrl.errors import RunCannotLearn
-from agentrl.evaluation import pass_at_k, summarize
+from agentrl.buffer import Dispatch
+from agentrl.errors import CheckpointError, ConfigError, RunCannotLearn
+from agentrl.evaluation import _Collector, _open_kept, pass_at_k, summarize
+from agentrl.records import Task, Version
 
 
 @pytest.mark.parametrize(("total", "right", "k"), [(4, 0, 2), (4, 1, 2), (5, 3, 2), (6, 2, 4), (3, 3, 3)])
@@ -23,6 +25,52 @@ def test_unscorable_rollouts_are_outside_the_mean():
     assert result.unscorable == 1
     assert result.pass_at == {1: pytest.approx(0.75), 2: pytest.approx(1.0)}
     assert result.interval[0] < 0.75 < result.interval[1]
+
+
+class Silent:
+    """A progress that shows nothing."""
+
+    def step(self, metrics):
+        pass
+
+
+def collect(rewards, *, keep=lambda group: None, patience=64, num_tasks=4):
+    """Play so many tasks with these rewards each."""
+    task = Task.from_row("fake", {"prompt": "x"})
+    dispatches = [Dispatch(index=index, task=task, version=Version()) for index in range(num_tasks)]
+    collector = _Collector(dispatches, Silent(), keep=keep, patience=patience)
+    while (dispatch := collector.next_group()) is not None:
+        collector.played(make_group(dispatch.index, rewards))
+        if patience <= len(collector._groups):
+            break
+    return collector.wait(1)
+
+
+def test_every_group_is_kept_as_it_comes():
+    kept = []
+    groups = collect([1.0], keep=kept.append)
+    assert [group.index for group in groups] == [0, 1, 2, 3]
+    assert sorted(group.index for group in kept) == [0, 1, 2, 3]
+
+
+def test_a_full_disk_ends_an_evaluation():
+    def refuse(group):
+        raise CheckpointError("no space left")
+
+    with pytest.raises(CheckpointError, match="no space left"):
+        collect([1.0], keep=refuse)
+
+
+def test_an_environment_that_scores_nothing_is_not_waited_for():
+    with pytest.raises(RunCannotLearn, match="not one of 2 tasks could be scored: fake failure"):
+        collect([None], patience=2)
+    assert len(collect([1.0], patience=100)) == 4
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_start(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="give another --output"), _open_kept(tmp_path / "file"):
+        pass
 
 
 def test_nothing_scorable_is_an_error():

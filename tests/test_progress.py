@@ -200,4 +200,27 @@ def test_the_default_follows_the_terminal_and_the_rank():
     piped = Console(file=io.StringIO(), force_terminal=False)
     assert isinstance(default_progress(3, console=console, environ={}), TerminalProgress)
     assert isinstance(default_progress(3, console=piped, environ={}), PlainProgress)
-    assert isinstance(default_progress(3, console=console, environ={"RANK": "1"}), SilentProgress)
+    assert isinstance(default_progress(3, console=console, environ={"RANK": "1", "WORLD_SIZE": "2"}), SilentProgress)
+    assert isinstance(default_progress(3, console=piped, environ={"RANK": "1"}), PlainProgress), "left over from something else"
+
+
+class Refusing(io.StringIO):
+    """A file that takes nothing."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+        self.writes = 0
+
+    def write(self, text):
+        self.writes += 1
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError(5, "Input/output error")])
+def test_output_that_nobody_takes_does_not_end_a_run(error):
+    file = Refusing(error)
+    progress = default_progress(3, console=Console(file=file, force_terminal=False), environ={})
+    progress.message("first")
+    progress.step({"step": 1})
+    assert file.writes == 1

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import os
+import resource
 
 import pytest
 from fakes import make_group
 
 from agentrl.errors import CheckpointError
-from agentrl.rollout_log import RolloutLog, cut_dispositions, read_dispositions, read_groups, replace_file
+from agentrl.rollout_log import RolloutLog, cut_dispositions, next_lineage, read_dispositions, read_groups, replace_file
 
 
 def test_groups_come_back_in_order_and_without_a_torn_line(tmp_path):
@@ -22,6 +23,43 @@ def test_groups_come_back_in_order_and_without_a_torn_line(tmp_path):
     again.close()
     assert [group.index for group in read_groups(tmp_path)] == [0, 1, 2]
     assert [group.index for group in read_groups(tmp_path, skip={1})] == [0, 2]
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    log = RolloutLog(tmp_path, 0)
+    log.write(make_group(0, [1.0, 0.0]))
+    log.dispose(0, ("trained", "trained"), step=1)
+    log.close()
+    for name, read in (("groups-000.jsonl", read_groups), ("dispositions.jsonl", read_dispositions)):
+        with (tmp_path / name).open("ab") as file:
+            file.write(b"\0\0 garbage\n")
+        with pytest.raises(CheckpointError, match=f"{name}, line 2 does not read back"):
+            list(read(tmp_path))
+
+
+def test_a_full_disk_takes_no_part_of_a_line(tmp_path):
+    log = RolloutLog(tmp_path, 0)
+    log.write(make_group(0, [1.0, 0.0]))
+    size = (tmp_path / "groups-000.jsonl").stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match="free some space, then resume"):
+            log.write(make_group(1, [1.0, 0.0]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "groups-000.jsonl").stat().st_size == size
+    log.write(make_group(2, [1.0, 0.0]))
+    log.close()
+    assert [group.index for group in read_groups(tmp_path)] == [0, 2]
+
+
+def test_a_lineage_has_a_number_of_its_own_though_files_were_removed(tmp_path):
+    assert next_lineage(tmp_path) == 0
+    for lineage in range(3):
+        RolloutLog(tmp_path, lineage).close()
+    (tmp_path / "groups-000.jsonl").unlink()
+    assert next_lineage(tmp_path) == 3
 
 
 def test_a_cut_keeps_facts_and_forgets_later_steps(tmp_path):

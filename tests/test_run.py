@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,11 +17,11 @@ from agentrl import objectives
 from agentrl.admission import Admission
 from agentrl.buffer import Buffer
 from agentrl.config import RunConfig
-from agentrl.errors import PublishError
+from agentrl.errors import PublishError, RunCannotLearn
 from agentrl.learner import Learner
 from agentrl.records import Group, Rollout, SamplingContract, Score, Source, TokenSpan, Turn, Version, VersionRun
-from agentrl.rollout_log import RolloutLog, read_dispositions
-from agentrl.run import Interrupt, Run
+from agentrl.rollout_log import RolloutLog, cut_dispositions, read_dispositions
+from agentrl.run import IDLE_STEPS, Interrupt, Run
 from agentrl.run_folder import RunFolder, read_metrics
 from agentrl.tasks import TaskSource
 
@@ -28,7 +30,10 @@ ROWS = [{"prompt": str(number), "length": 3 + number % 5} for number in range(40
 
 
 class Silent:
-    """A progress that shows nothing."""
+    """A progress that shows nothing, and keeps what it was told."""
+
+    def __init__(self):
+        self.messages = []
 
     def waiting(self, on):
         pass
@@ -37,7 +42,7 @@ class Silent:
         pass
 
     def message(self, text):
-        pass
+        self.messages.append(text)
 
 
 class ScriptedSession:
@@ -130,7 +135,7 @@ def make_run(config, folder, session=None):
     return Run(config, folder, 0, learner, None, session or ScriptedSession(), buffer, Silent(), Interrupt(), last={})
 
 
-def start_generators(buffer, size, count=3):
+def start_generators(buffer, size, count=3, play_one=scripted_group):
     """Threads that play what may be dispatched and bring it back in a random order, as rollout processes do."""
     queue, wake, order = [], threading.Condition(), random.Random(7)
 
@@ -146,7 +151,7 @@ def start_generators(buffer, size, count=3):
                 while not queue:
                     wake.wait()
                 dispatch = queue.pop(order.randrange(len(queue)))
-            buffer.finished(scripted_group(dispatch, size))
+            buffer.finished(play_one(dispatch, size))
 
     buffer.on_open = pump
     for _ in range(count):
@@ -221,6 +226,54 @@ def test_weights_that_do_not_arrive_stop_the_run(model_folder, tmp_path):
     start_generators(run.buffer, 4)
     with pytest.raises(PublishError, match="not what is trained"):
         run.learn()
+    assert [one["step"] for one in read_metrics(folder.path)] == [1, 2], "the second step is done, though nobody samples from it"
+    run.checkpoint()
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["step-000002"]
+    assert sorted(cut_dispositions(folder.rollouts, 2)) == list(range(6)), "a resume trains none of its groups again"
+    assert run.buffer.dispatch() is None
+
+
+@pytest.mark.parametrize(
+    ("rewards", "ending", "said"),
+    [
+        ((0.5, 0.5), "complete", r"in every group all rewards were equal \(reward/mean 0.5 in the last step\).*raise group_size$"),
+        ((0.5, 0.5), "truncated", r"all rewards were equal .*; 100% of the episodes were truncated, so maybe raise sampling\.max_tokens$"),
+        ((0.0, 1.0), "truncated", r"learner\.mask_truncated is set; raise sampling\.max_tokens$"),
+    ],
+)
+def test_a_run_without_one_update_fails_and_says_why(model_folder, tmp_path, rewards, ending, said):
+    learner = {"lr": 1e-3, "device": "cpu", "mask_truncated": True}
+    config = make_config(model_folder, learner=learner, group_size=2, groups_per_step=1, steps=IDLE_STEPS)
+
+    def play_one(dispatch, size):
+        group = scripted_group(dispatch, size)
+        scores = [Score(value=reward) for reward in rewards]
+        rollouts = tuple(replace(one, score=score, ending=ending) for one, score in zip(group.rollouts, scores, strict=True))
+        return replace(group, rollouts=rollouts)
+
+    folder = RunFolder(tmp_path / "run")
+    folder.create("{}")
+    run = make_run(config, folder)
+    start_generators(run.buffer, 2, play_one=play_one)
+    with pytest.raises(RunCannotLearn, match="not one of 10 steps changed a weight: ") as caught:
+        run.learn()
+    assert re.search(said, str(caught.value))
+
+
+def test_a_few_steps_without_an_update_may_be_chance(model_folder, tmp_path):
+    config = make_config(model_folder, steps=2, group_size=2)
+
+    def play_one(dispatch, size):
+        group = scripted_group(dispatch, size)
+        return replace(group, rollouts=tuple(replace(one, score=Score(value=0.5)) for one in group.rollouts))
+
+    folder = RunFolder(tmp_path / "run")
+    folder.create("{}")
+    run = make_run(config, folder)
+    start_generators(run.buffer, 2, play_one=play_one)
+    run.learn()
+    assert run.learner.step == 2
+    assert run.progress.messages[-1].startswith("not one of 2 steps changed a weight: in every group all rewards were equal")
 
 
 def test_an_unchanged_checksum_is_right_where_nothing_was_learned(model_folder, tmp_path):

@@ -36,20 +36,15 @@ def test_an_iterable_is_read_and_an_endless_one_ends():
         (3, "row 0 is 3, of type int; it must be a mapping"),
         ({"when": object()}, "row 0 is not a JSON object .*an object of type object"),
         ({"text": "\ud800"}, "row 0 is not a JSON object"),
-        ({1: "x"}, "row 0 is not a JSON object|must be"),
     ],
 )
 def test_a_row_that_is_no_json_object_is_named(row, said):
-    rows = [row]
-    if row == {1: "x"}:
-        assert plain_row("env", rows, 0) == {"1": "x"}, "JSON has text keys"
-        return
     with pytest.raises(ConfigError, match=said):
-        plain_row("env", rows, 0)
+        plain_row("env", [row], 0)
 
 
 def test_a_row_is_what_the_log_will_give_back():
-    assert plain_row("env", [{"pair": (1, 2), "nothing": float("nan")}], 0) == {"pair": [1, 2], "nothing": None}
+    assert plain_row("env", [{"pair": (1, 2), "nothing": float("nan"), 3: "x"}], 0) == {"pair": [1, 2], "nothing": None, "3": "x"}
 
 
 @pytest.mark.parametrize(
