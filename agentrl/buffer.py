@@ -240,6 +240,12 @@ class Buffer:
         with self._changed:
             return self._admission.places_trained, self._admission.next_index
 
+    def is_ahead(self) -> bool:
+        """Whether generation has finished another step's groups beside those that are being trained, or all that it may start."""
+        with self._changed:
+            waiting = len(self._groups) - self._admission.groups_per_step  # those of the step under way are among them
+            return waiting >= self._admission.groups_per_step or len(self._groups) == len(self._admission.places)
+
     def counts(self) -> BufferCounts:
         """Counters for the metrics."""
         with self._changed:

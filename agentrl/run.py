@@ -28,7 +28,7 @@ from agentrl.records import SamplingContract, Version
 from agentrl.rollout.tokenizer import load_tokenizer
 from agentrl.rollout_log import Disposed, RolloutLog, cut_dispositions, has_dispositions, next_lineage, read_groups
 from agentrl.run_folder import RunFolder, RunState, new_folder, read_metrics
-from agentrl.session import Session, cpu_threads, resolve_model
+from agentrl.session import Session, cpu_share, resolve_model, spare_cores
 from agentrl.tasks import TaskSource
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Run:
                 break
             taken = time.perf_counter()
             self.progress.waiting("learner")
-            metrics = group_metrics(groups, step=self.learner.step) | self.learner.update(groups)
+            metrics = group_metrics(groups, step=self.learner.step) | self.learner.update(groups, spare_free=self.buffer.is_ahead)
             updated = time.perf_counter()
             self.progress.waiting("publishing")
             try:
@@ -250,8 +250,8 @@ def _train(
         from agentrl.learner import Learner
 
         logging.disable_progress_bar()
-        cpu_threads(config, "learner")
-        learner = Learner(config, objective, objective_config, session.model_dir)
+        threads, spare = cpu_share(config, "learner"), spare_cores(config)
+        learner = Learner(config, objective, objective_config, session.model_dir, threads=threads, spare_threads=spare)
         tokenizer = load_tokenizer(session.model_dir)
         restored = folder.latest_checkpoint() if resuming else None
         if restored is not None:

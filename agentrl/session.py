@@ -206,15 +206,19 @@ def cpu_share(config: RunConfig, side: str) -> int:
     chosen = config.engine.threads if side == "engine" else config.learner.threads
     if chosen:
         return chosen
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = _cores()
     if config.max_staleness == 0:
         return cores
     engine = config.engine.threads or max(1, cores // 2)
     return engine if side == "engine" else max(1, cores - engine)
 
 
-def cpu_threads(config: RunConfig, side: str) -> None:
-    """Give torch in this process its share of the cores."""
-    import torch
+def spare_cores(config: RunConfig) -> int:
+    """CPU threads that the learner may borrow from the engine while that has nothing to do; none where its own number was chosen."""
+    if config.learner.threads or config.max_staleness == 0:
+        return 0
+    return max(0, _cores() - cpu_share(config, "learner"))
 
-    torch.set_num_threads(cpu_share(config, side))
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -27,6 +27,7 @@ from agentrl.learner import checkpoint, ranks
 from agentrl.learner.attention import takes_ragged
 from agentrl.learner.batch import FILLER, Sample, candidates, weigh
 from agentrl.learner.export import export
+from agentrl.learner.lanes import Lanes
 from agentrl.learner.metrics import StepMetrics
 from agentrl.learner.model import load_policy
 from agentrl.learner.optim import adamw, learning_rate
@@ -35,7 +36,7 @@ from agentrl.learner.weights import trained_weights
 from agentrl.objectives.base import TokenBatch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from accelerate import Accelerator  # type: ignore[import-untyped]
@@ -55,6 +56,13 @@ CPU_TOKENS = 2048
 """Tokens of a micro-batch on a CPU where the cache would hold less than half of that. Products are at full speed there; more would cost
 memory alone."""
 
+FINE_MICRO_BATCHES = 4
+"""Micro-batches at the end of a step that lanes cut in two, so that none waits long for the last."""
+
+LANE_PARAMETERS = 8_000_000
+"""Trained parameters up to which micro-batches are computed side by side on a CPU. Each lane holds gradients of its own, and a larger
+model's products are large enough for torch to share each among all threads."""
+
 
 class Learner:
     """A policy, its optimizer and its objective, on one rank or several. Every public method is to be called on every rank alike."""
@@ -68,6 +76,8 @@ class Learner:
         *,
         accelerator: Accelerator | None = None,
         master_dtype: torch.dtype = torch.float32,
+        threads: int | None = None,
+        spare_threads: int = 0,
     ) -> None:
         """Load the policy, and a frozen reference where the objective asks for one and there is no adapter to switch off.
 
@@ -78,6 +88,8 @@ class Learner:
             model_dir: what `from_pretrained` takes.
             accelerator: the ranks; by default those that a launcher started.
             master_dtype: of parameters and optimizer state; float64 is for measuring exactness.
+            threads: CPU threads that are the learner's own; by default torch's setting stays.
+            spare_threads: CPU threads more that it may use while `update` is told that generation does not need them.
 
         Raises `ConfigError` for a model that cannot be trained here or a launcher that disagrees with the run file.
         """
@@ -98,6 +110,17 @@ class Learner:
         if self.accelerator.num_processes > 1:
             self._share()
         self._optimizer = adamw(self.policy, config.learner)
+        self._lanes = self._make_lanes(threads, spare_threads)
+
+    def _make_lanes(self, threads: int | None, spare: int) -> Lanes | None:
+        """Lanes where they help; else the threads are torch's."""
+        if threads is None:
+            return None
+        trained = sum(parameter.numel() for parameter in self.policy.parameters() if parameter.requires_grad)
+        alone = self._device.type == "cpu" and self.accelerator.num_processes == 1
+        helps = alone and threads + spare > 1 and trained <= LANE_PARAMETERS
+        torch.set_num_threads(1 if helps else threads)
+        return Lanes(threads, spare) if helps else None
 
     def _share(self) -> None:
         if self.config.learner.sharding == "ddp":
@@ -107,10 +130,10 @@ class Learner:
             if policy is not None:
                 ranks.shard(policy, self.accelerator, dtype=self.policy.dtype)
 
-    def update(self, groups: Sequence[Group]) -> dict[str, float]:
+    def update(self, groups: Sequence[Group], *, spare_free: Callable[[], bool] = lambda: True) -> dict[str, float]:
         """Do one optimizer step on these groups; each rank is given the same ones.
 
-        A step in which nothing can be trained changes no parameter, and counts. Returns metrics, times aside the same on every rank.
+        `spare_free` says, whenever it is asked, whether generation has no use for the spare threads now. A step in which nothing can be trained changes no parameter, and counts. Returns metrics, times aside the same on every rank.
 
         Raises `LearnerDiverged` before anything changed where the loss or a gradient is not finite.
         """
@@ -122,8 +145,12 @@ class Learner:
         with metrics.timing("prepare"):
             step = weigh(found, reference, self.config, self._objective, self._options)
             batches = self._deal([item.sample for item in step.active]) if step.active else []
-        for index, batch in enumerate(batches):
-            self._accumulate([step.active[place] for place in batch], metrics, last=index == len(batches) - 1)
+        micro_batches = [[step.active[place] for place in batch] for batch in batches]
+        if self._lanes is not None:
+            self._accumulate_in_lanes(self._lanes, micro_batches, metrics, spare_free)
+        else:
+            for index, active in enumerate(micro_batches):
+                self._accumulate(active, metrics, last=index == len(batches) - 1)
         figures = metrics.gather(self.accelerator, step)
         with metrics.timing("optimizer"):
             figures |= self._apply(figures["loss"]) if batches else {"grad_norm": 0.0}
@@ -136,7 +163,17 @@ class Learner:
         size, rank = self.accelerator.num_processes, self.accelerator.process_index
         batches = micro_batches(samples, max_tokens=self._micro_batch_tokens(), multiple_of=size)
         batches.sort(key=lambda batch: -sum(samples[place].num_tokens for place in batch))
+        if self._lanes is not None:
+            return self._finer_end(batches)
         return (batches + [[]] * (-len(batches) % size))[rank::size]
+
+    def _finer_end(self, batches: Sequence[list[int]]) -> list[list[int]]:
+        """The same micro-batches, the last ones cut in two: lanes that take turns on small pieces end together."""
+        result = list(batches[:-FINE_MICRO_BATCHES])
+        for batch in batches[-FINE_MICRO_BATCHES:]:
+            half = math.ceil(len(batch) / 2)
+            result += [part for part in (batch[:half], batch[half:]) if part]
+        return result
 
     def _micro_batch_tokens(self) -> int:
         tokens = self.config.learner.tokens_per_micro_batch
@@ -148,18 +185,45 @@ class Learner:
 
     def _accumulate(self, active: Sequence[Weighted], metrics: StepMetrics, *, last: bool) -> None:
         """Forward and backward of one micro-batch; an empty one keeps this rank in step with the others and adds zero."""
-        with metrics.timing("prepare"):
-            packed = pack([item.sample for item in active] or [FILLER], self._device, ragged=self._ragged)
         with ranks.accumulating(self._model, last=last):
-            with metrics.timing("forward"):
-                logprobs, entropy = self._model(packed)
-                loss = self._loss(active, logprobs, entropy, metrics) if active else logprobs.sum() * 0.0
+            loss = self._forward(active, metrics)
             with metrics.timing("backward"):
                 (loss * self.accelerator.num_processes).backward()  # DDP and FSDP average gradients over ranks; the loss is a sum
+
+    def _accumulate_in_lanes(
+        self, lanes: Lanes, micro_batches: Sequence[Sequence[Weighted]], metrics: StepMetrics, spare_free: Callable[[], bool]
+    ) -> None:
+        """Forward and backward of all micro-batches, several at once; the gradients are added up in order."""
+        trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+
+        def compute(index: int) -> tuple[StepMetrics, tuple[torch.Tensor | None, ...]]:
+            own = StepMetrics()
+            loss = self._forward(micro_batches[index], own)
+            with own.timing("backward"):
+                return own, torch.autograd.grad(loss, trained, allow_unused=True)
+
+        def merge(result: tuple[StepMetrics, tuple[torch.Tensor | None, ...]]) -> None:
+            metrics.take_in(result[0])
+            for parameter, grad in zip(trained, result[1], strict=True):
+                if parameter.grad is None:
+                    parameter.grad = grad
+                elif grad is not None:
+                    parameter.grad.add_(grad)
+
+        lanes.run(len(micro_batches), compute, merge, spare_free=spare_free)
+
+    def _forward(self, active: Sequence[Weighted], metrics: StepMetrics) -> torch.Tensor:
+        """The loss of one micro-batch, a scalar."""
+        with metrics.timing("prepare"):
+            packed = pack([item.sample for item in active] or [FILLER], self._device, ragged=self._ragged)
+        with metrics.timing("forward"):
+            logprobs, entropy = self._model(packed)
+            loss = self._loss(active, logprobs, entropy, metrics) if active else logprobs.sum() * 0.0
         tokens = sum(item.sample.num_tokens for item in active)
         trained = sum(item.sample.num_trained for item in active)
         computed = len(packed.ids) if active else 0
         metrics.count(tokens=tokens, computed_tokens=computed, trained_tokens=trained, micro_batches=float(bool(active)))
+        return loss
 
     def _loss(self, active: Sequence[Weighted], logprobs: torch.Tensor, entropy: torch.Tensor, metrics: StepMetrics) -> torch.Tensor:
         """The micro-batch's part of the step's loss, a scalar."""

@@ -50,10 +50,24 @@ class StepMetrics:
 
     @contextlib.contextmanager
     def timing(self, part: str) -> Iterator[None]:
-        """Add the wall time of a block to `time/<part>_s`. On CUDA it is the time to launch the work, not to finish it."""
+        """Add the wall time of a block to `time/<part>_s`, of blocks that run side by side the sum. On CUDA it is the time to launch the
+        work, not to finish it.
+        """
         started = time.perf_counter()
         yield
         self._seconds[part] += time.perf_counter() - started
+
+    def take_in(self, other: StepMetrics) -> None:
+        """Add what was collected elsewhere for a later micro-batch of this step."""
+        self._log_ratios += other._log_ratios
+        self._entropies += other._entropies
+        for name, values in other._sums.items():
+            self._sums[name] += values
+        self._per_rollout |= other._per_rollout
+        for name, count in other._counts.items():
+            self._counts[name] += count
+        for part, seconds in other._seconds.items():
+            self._seconds[part] += seconds
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from agentrl.errors import ConfigError
 from agentrl.learner.attention import ATTENTION
 from agentrl.learner.batch import Sample
+from agentrl.learner.fused import fuse
 from agentrl.learner.logprobs import Head, token_logprobs
 from agentrl.learner.packing import pack
 
@@ -96,6 +97,9 @@ def load_policy(config: RunConfig, folder: str, device: torch.device, *, master:
     torch.nn.Module.to(model, device)
     model.train(False)  # the sampler drew without dropout
     learner = config.learner
+    half = learner.dtype == "bfloat16" or (learner.dtype == "auto" and device.type == "cuda")
+    if device.type == "cpu" and not half:
+        fuse(model)
     lora = learner.lora if trained else None
     adapted = _with_adapter(model, lora, config.seed) if lora is not None else model
     if trained and learner.gradient_checkpointing:
@@ -104,7 +108,6 @@ def load_policy(config: RunConfig, folder: str, device: torch.device, *, master:
     if lora is not None:
         for name, parameter in adapted.named_parameters():
             parameter.requires_grad_("lora_" in name)
-    half = learner.dtype == "bfloat16" or (learner.dtype == "auto" and device.type == "cuda")
     policy = Policy(adapted, _head(model, config), torch.bfloat16 if half else master)
     check_packing(policy)
     return policy
