@@ -51,15 +51,42 @@ class SamplingConfig(Config):
         return self
 
 
+class LaunchConfig(Config):
+    """vLLM servers that the run starts, watches and ends."""
+
+    servers: Positive = 1
+    """How many servers; each has `tensor_parallel` x `data_parallel` devices."""
+    python: str | None = None
+    """Python of the environment that has vLLM and agentrl; by default `.venv-vllm/bin/python` where there is one, else this run's own."""
+    devices: list[NonNegative] | None = None
+    """GPUs of the servers, by number; by default all but the learner's."""
+    tensor_parallel: Positive = 1
+    data_parallel: Positive = 1
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of a GPU's memory that a server takes."""
+    cpu_kv_gib: Positive = 1
+    """GiB of KV cache of a server on a CPU."""
+    max_restarts: NonNegative = 3
+    """Of one server in one run; then it stays away, and the run fails when it was the last one."""
+    start_timeout_s: Seconds = 900.0
+    """Longest wait for a server to load its model."""
+    args: list[str] = Field(default_factory=list)
+    """Further arguments of vLLM's own command line, one word each."""
+
+
+VLLM_KEYS = ("servers", "launch", "transport", "transfer_dir", "pause", "max_requests", "api_key_env")
+"""Keys of `engine` that only `kind: vllm` reads."""
+
+
 class EngineConfig(Config):
     """The inference engine."""
 
-    kind: Literal["embedded"] = "embedded"
-    """`embedded` runs transformers in a process of its own."""
+    kind: Literal["embedded", "vllm"] = "embedded"
+    """`embedded` runs transformers in a process of its own; `vllm` talks to vLLM servers, of the run's own or somebody else's."""
     threads: Positive | None = None
     """CPU threads of the engine; by default half of the cores, or all of them where max_staleness is 0."""
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`, or `auto`: the last CUDA device where there is one."""
+    """`cpu`, `cuda`, `cuda:1`, or `auto`: the last CUDA device where there is one. For vLLM `cpu`, `cuda` or `auto`; see launch.devices."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto` is bfloat16 on CUDA and float32 on a CPU."""
     slots: Positive = 128
@@ -70,6 +97,21 @@ class EngineConfig(Config):
     """What a weight update does to the KV cache of requests in flight: keep it, or compute it again under the new weights."""
     timeout_s: Seconds = 300.0
     """Longest wait for one answer of the engine."""
+    servers: list[str] = Field(default_factory=list)
+    """URLs of running vLLM servers to join, such as http://10.0.0.2:8000; `agentrl serve` starts one."""
+    launch: LaunchConfig | None = None
+    """Start vLLM servers on the devices left to them; what `kind: vllm` does where no `servers` are named."""
+    transport: Literal["auto", "filesystem", "lora", "nccl", "stream"] = "auto"
+    """How weights reach vLLM. `auto` is lora where learner.lora is set, nccl from a CUDA learner to servers on other GPUs of this machine,
+    and filesystem otherwise."""
+    transfer_dir: str | None = None
+    """Folder that learner and servers share, for the transports filesystem and lora; by default one in memory, /dev/shm, of this machine."""
+    pause: Literal["keep", "wait"] = "keep"
+    """While vLLM's weights change: freeze the requests in flight, or let them finish first."""
+    max_requests: Positive | None = None
+    """Most requests in flight on one vLLM server; by default its own KV cache and queue decide."""
+    api_key_env: str = "AGENTRL_VLLM_API_KEY"
+    """Environment variable that holds the servers' API key, where they ask for one."""
 
     @field_validator("device")
     @classmethod
@@ -77,6 +119,27 @@ class EngineConfig(Config):
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
             raise ValueError(f"got {value!r}; it must be auto, cpu, cuda, or cuda:N")
         return value
+
+    @model_validator(mode="after")
+    def _one_source(self) -> EngineConfig:
+        if self.kind == "embedded":
+            default = {name: field.get_default(call_default_factory=True) for name, field in type(self).model_fields.items()}
+            foreign = [name for name in VLLM_KEYS if getattr(self, name) != default[name]]
+            if foreign:
+                raise ValueError(f"{', '.join(foreign)} is read only by `kind: vllm`, and kind is embedded; set engine.kind=vllm or remove it")
+        elif self.servers and self.launch is not None:
+            raise ValueError("servers and launch are both set: join the running ones or start new ones; remove one of the two")
+        return self
+
+    @field_validator("servers")
+    @classmethod
+    def _urls(cls, value: list[str]) -> list[str]:
+        for url in value:
+            if not re.fullmatch(r"https?://[^\s/]+(:\d+)?/?", url):
+                raise ValueError(f"got {url!r}; a server is http://HOST:PORT, without a path such as /v1")
+        if len({url.rstrip("/") for url in value}) < len(value):
+            raise ValueError("a server is named twice")
+        return [url.rstrip("/") for url in value]
 
 
 class LearnerConfig(Config):

@@ -9,6 +9,24 @@ import msgspec
 from agentrl.records import SCHEMA_VERSION, Group, SamplingContract, Task, Version
 
 
+class Served(msgspec.Struct, frozen=True, kw_only=True):
+    """A vLLM server that rollouts may use now."""
+
+    url: str
+    model: str
+    """What requests ask for: the served name, or the adapter of the newest version."""
+    version: Version
+    """Of the weights that a new request meets."""
+
+
+class Serving(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The vLLM servers that are in use from now on; requests in flight on any other are sent again elsewhere. May be none for a while."""
+
+    servers: tuple[Served, ...]
+    context_length: int
+    """Tokens of prompt and completion together: the least of any server's."""
+
+
 class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The first message to a rollout process."""
 
@@ -19,6 +37,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     tokenizer: str
     """Folder or Hub name of the policy's tokenizer."""
     engine_socket: str
+    """Of the embedded engine; empty for vLLM, whose servers come in `Serving` messages."""
     log_folder: str
     schema_version: int = SCHEMA_VERSION
 
@@ -70,5 +89,5 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     message: str
 
 
-ToRollout = Setup | Play | Cancel
+ToRollout = Setup | Serving | Play | Cancel
 FromRollout = Ready | Played | Beat | Failed
