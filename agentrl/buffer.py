@@ -72,6 +72,8 @@ class Buffer:
         self._requeued = 0
         self.on_open: Callable[[], None] = lambda: None
         """Called, without the lock, when groups may have become free to dispatch."""
+        self.on_finished: Callable[[], None] = lambda: None
+        """Called, without the lock, when a group is finished."""
         self.on_cancel: Callable[[int], None] = lambda index: None
         """Called, without the lock, for a group whose episodes are no longer wanted."""
 
@@ -125,6 +127,7 @@ class Buffer:
             except AgentRLError as error:
                 self._failure = self._failure or error
             self._changed.notify_all()
+        self.on_finished()
         self.on_open()
 
     def _account(self, group: Group) -> None:

@@ -105,7 +105,7 @@ class EngineConfig(Config):
     """How weights reach vLLM. `auto` is lora where learner.lora is set, nccl from a CUDA learner to servers on other GPUs of this machine,
     and filesystem otherwise."""
     transfer_dir: str | None = None
-    """Folder that learner and servers share, for the transports filesystem and lora; by default one in memory, /dev/shm, of this machine."""
+    """Folder that learner and servers share, for the transports filesystem and lora; by default one of this machine, in memory."""
     pause: Literal["keep", "wait"] = "keep"
     """While vLLM's weights change: freeze the requests in flight, or let them finish first."""
     max_requests: Positive | None = None
@@ -126,7 +126,7 @@ class EngineConfig(Config):
             default = {name: field.get_default(call_default_factory=True) for name, field in type(self).model_fields.items()}
             foreign = [name for name in VLLM_KEYS if getattr(self, name) != default[name]]
             if foreign:
-                raise ValueError(f"{', '.join(foreign)} is read only by `kind: vllm`, and kind is embedded; set engine.kind=vllm or remove it")
+                raise ValueError(f"only `kind: vllm` reads {', '.join(foreign)}, and kind is embedded; set engine.kind=vllm or remove it")
         elif self.servers and self.launch is not None:
             raise ValueError("servers and launch are both set: join the running ones or start new ones; remove one of the two")
         return self

@@ -88,6 +88,7 @@ class Run:
             contract=contract, next_group=self.buffer.dispatch, on_played=self.buffer.finished, on_lost=self.buffer.lost
         )
         self.buffer.on_open, self.buffer.on_cancel = fleet.pump, fleet.cancel
+        self.buffer.on_finished = self.learner.wake_spare
 
     def learn(self) -> None:
         """Take the oldest groups, step, publish, admit; until the steps or the data are done."""

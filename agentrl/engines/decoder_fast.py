@@ -17,6 +17,7 @@ from agentrl.engines.attention import Attention
 from agentrl.engines.families import Unsupported, activation, family_of
 from agentrl.engines.kv import LayerShape
 from agentrl.engines.weights import Binding, Weights
+from agentrl.products import onednn_product
 
 if TYPE_CHECKING:
     from agentrl.engines.step import Step
@@ -64,7 +65,7 @@ class FastDecoder:
         self.shapes = [LayerShape(heads=self._heads, dim=self._dim)] * config.num_hidden_layers
         self._bindings: dict[str, Binding] = {}
         self._dtype, self._device = model.dtype, model.device
-        self._onednn = _onednn_product() if self._dtype == torch.float32 and self._device.type == "cpu" else None
+        self._onednn = onednn_product() if self._dtype == torch.float32 and self._device.type == "cpu" else None
         self._embedding = self._plain(model, "model.embed_tokens.weight")
         tied = model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
         self._head = self._embedding if tied else self._plain(model, "lm_head.weight")
@@ -217,18 +218,6 @@ class FastDecoder:
         if self._family.sandwich:  # Gemma multiplies before it rounds, Llama after
             return normed.mul_(factor).to(self._dtype)
         return normed.to(self._dtype).mul_(factor)
-
-
-def _onednn_product() -> Any:
-    """The product that torch.compile puts into float32 CPU code, where this torch has it; it is not part of the public interface."""
-    if not torch.backends.mkldnn.is_available():
-        return None
-    try:
-        product = torch.ops.mkldnn._linear_pointwise
-        product(torch.ones(2, 4), torch.ones(3, 4), torch.ones(3), "none", [], "")
-    except (AttributeError, RuntimeError, TypeError):
-        return None
-    return product
 
 
 def _rotations(model: Any, length: int, dim: int) -> dict[str, torch.Tensor]:

@@ -139,9 +139,16 @@ def packed_attention(
     window = _window(module, sliding_window, kwargs)
     dtype = torch.get_autocast_dtype(query.device.type) if torch.is_autocast_enabled(query.device.type) else value.dtype
     query, key, value = (tensor[0].transpose(0, 1).to(dtype) for tensor in (query, key, value))
+    return attend(query, key, value, segments, scaling, window).unsqueeze(0), None
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments, scaling: float | None, window: int | None
+) -> torch.Tensor:
+    """Causal attention inside each segment: [tokens, heads, size] and [tokens, kv_heads, size] twice -> [tokens, heads, size]."""
     if segments.gather is not None:
         query, key, value = (tensor.index_select(0, segments.gather) for tensor in (query, key, value))
-    if segments.boundaries is not None and takes_ragged(query.device, dtype):
+    if segments.boundaries is not None and takes_ragged(query.device, query.dtype):
         out = _ragged(query, key, value, segments.boundaries, segments.calls[0][1], scaling, window)
     else:
         outs, start = [], 0
@@ -153,9 +160,7 @@ def packed_attention(
             outs.append(_causal(queries, keys, values, scaling, window).transpose(1, 2).flatten(0, 1))
             start = stop
         out = torch.cat(outs) if len(outs) > 1 else outs[0]
-    if segments.scatter is not None:
-        out = out.index_select(0, segments.scatter)
-    return out.unsqueeze(0), None
+    return out if segments.scatter is None else out.index_select(0, segments.scatter)
 
 
 def _window(module: torch.nn.Module, sliding_window: int | None, kwargs: dict[str, Any]) -> int | None:

@@ -33,7 +33,7 @@ def fuse(model: torch.nn.Module) -> int:
 
 
 def _norm(module: torch.nn.Module) -> Callable[..., torch.Tensor] | None:
-    """x / rms(x) times the weight, or times 1 + weight as in Gemma."""
+    """RMS norm: x / rms(x) times the weight, or times 1 + weight as in Gemma."""
     parameters = dict(module.named_parameters())
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if list(parameters) != ["weight"] or parameters["weight"].ndim != 1 or not isinstance(eps, float):
@@ -41,8 +41,8 @@ def _norm(module: torch.nn.Module) -> Callable[..., torch.Tensor] | None:
     for offset in (0.0, 1.0):
 
         def forward(hidden: torch.Tensor, offset: float = offset) -> torch.Tensor:
-            weight = module.weight + offset if offset else module.weight
-            normed: torch.Tensor = _RmsNorm.apply(hidden, weight, eps)  # type: ignore[no-untyped-call]
+            weight: Any = module.weight
+            normed: torch.Tensor = _RmsNorm.apply(hidden, weight + offset if offset else weight, eps)  # type: ignore[no-untyped-call]
             return normed
 
         if _same(module, forward, len(parameters["weight"])):
@@ -80,7 +80,32 @@ def _same(module: torch.nn.Module, forward: Callable[..., torch.Tensor], size: i
     if not isinstance(expected, torch.Tensor):
         return False
     scale = float(expected.abs().max())
-    return 0.0 < scale and float((forward(hidden) - expected).abs().max()) <= MAX_DIFFERENCE * scale
+    return scale > 0.0 and float((forward(hidden) - expected).abs().max()) <= MAX_DIFFERENCE * scale
+
+
+def rms_scale(hidden: torch.Tensor, eps: float) -> torch.Tensor:
+    """1 / sqrt(mean(x^2) + eps) over the last dimension, which stays as one of length 1."""
+    length: torch.Tensor = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
+    return length.square_().div_(hidden.shape[-1]).add_(eps).rsqrt_()
+
+
+def norm_backward(
+    grad: torch.Tensor, normed: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor, grad_weight: torch.Tensor | None
+) -> torch.Tensor:
+    """Gradient of an RMS norm's input.
+
+    Args:
+        grad: [..., size] of the output, contiguous.
+        normed: [..., size], the input times its scale.
+        scale: [..., 1].
+        weight: [size], or [rows, size] for one weight for each of the second to last dimension.
+        grad_weight: where the weight's gradient goes; None where nobody wants it.
+    """
+    if grad_weight is not None:
+        torch.sum((grad * normed).view(-1, *weight.shape), 0, out=grad_weight)
+    grad = grad * weight
+    mean = torch.linalg.vecdot(grad, normed).div_(normed.shape[-1]).unsqueeze(-1)
+    return grad.addcmul_(normed, mean, value=-1).mul_(scale)
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -88,8 +113,7 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
-        scale = length.square_().div_(hidden.shape[-1]).add_(eps).rsqrt_()
+        scale = rms_scale(hidden, eps)
         normed = hidden * scale
         ctx.save_for_backward(normed, weight, scale)
         return normed * weight
@@ -97,14 +121,8 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         normed, weight, scale = ctx.saved_tensors
-        grad, size = grads[0].contiguous(), normed.shape[-1]
-        products = (grad * normed).view(-1, size)
-        grad_weight = products.sum(0) if ctx.needs_input_grad[1] else None
-        if not ctx.needs_input_grad[0]:
-            return None, grad_weight, None
-        mean = (products @ weight).div_(size).view(scale.shape)
-        grad_hidden = (grad * weight).addcmul_(normed, mean, value=-1).mul_(scale)
-        return grad_hidden, grad_weight, None
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        return norm_backward(grads[0].contiguous(), normed, scale, weight, grad_weight), grad_weight, None
 
 
 class _Gated(torch.autograd.Function):

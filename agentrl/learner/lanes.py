@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 
@@ -27,6 +27,7 @@ class Lanes:
 
     def __init__(self, own: int, spare: int) -> None:
         self._own, self._spare = own, spare
+        self._line: _Line[Any] | None = None
         self._pool = ThreadPoolExecutor(own + spare - 1, thread_name_prefix="lane", initializer=torch.set_num_threads, initargs=(1,))
 
     def run(self, count: int, work: Callable[[int], T], merge: Callable[[T], None], *, spare_free: Callable[[], bool]) -> None:
@@ -35,17 +36,24 @@ class Lanes:
         `spare_free` is asked, between two items, whether the spare lanes may take one. The first error of any lane is raised once
         every lane has stopped; what follows it is not merged.
         """
-        line = _Line(count, work, merge, most_ahead=2 * (self._own + self._spare))
+        line = self._line = _Line(count, work, merge, most_ahead=2 * (self._own + self._spare))
         others = [self._pool.submit(line.lane, None) for _ in range(min(self._own - 1, count))]
         others += [self._pool.submit(line.lane, spare_free) for _ in range(min(self._spare, count))]
         try:
             line.lane(None)
         finally:
+            self._line = None
             line.stop()
             for other in others:
                 other.exception()  # waits; the error itself is in the line
         if line.error is not None:
             raise line.error
+
+    def wake(self) -> None:
+        """Have `spare_free` asked again, where a spare lane waits; from any thread."""
+        line = self._line
+        if line is not None:
+            line.wake()
 
 
 class _Line(Generic[T]):
@@ -85,6 +93,11 @@ class _Line(Generic[T]):
                     return self._taken - 1
                 self._changed.wait()  # a lane that has done an item says so, and one always has an item
             return None
+
+    def wake(self) -> None:
+        """Let waiting lanes look again."""
+        with self._changed:
+            self._changed.notify_all()
 
     def stop(self) -> None:
         """Let no lane take another item."""

@@ -56,7 +56,7 @@ CPU_TOKENS = 2048
 """Tokens of a micro-batch on a CPU where the cache would hold less than half of that. Products are at full speed there; more would cost
 memory alone."""
 
-FINE_MICRO_BATCHES = 4
+FINE_MICRO_BATCHES = 2
 """Micro-batches at the end of a step that lanes cut in two, so that none waits long for the last."""
 
 LANE_PARAMETERS = 8_000_000
@@ -133,7 +133,8 @@ class Learner:
     def update(self, groups: Sequence[Group], *, spare_free: Callable[[], bool] = lambda: True) -> dict[str, float]:
         """Do one optimizer step on these groups; each rank is given the same ones.
 
-        `spare_free` says, whenever it is asked, whether generation has no use for the spare threads now. A step in which nothing can be trained changes no parameter, and counts. Returns metrics, times aside the same on every rank.
+        `spare_free` says, whenever it is asked, whether generation has no use for the spare threads now. A step in which nothing can be
+        trained changes no parameter, and counts. Returns metrics, times aside the same on every rank.
 
         Raises `LearnerDiverged` before anything changed where the loss or a gradient is not finite.
         """
@@ -157,6 +158,11 @@ class Learner:
         rate = learning_rate(self.config.learner, self.step, self.config.steps)
         self.step += 1
         return figures | metrics.seconds | {"learning_rate": rate, "learner/skipped": float(not batches)}
+
+    def wake_spare(self) -> None:
+        """Tell an `update` under way that the spare threads may have become free; from any thread."""
+        if self._lanes is not None:
+            self._lanes.wake()
 
     def _deal(self, samples: Sequence[Sample]) -> list[list[int]]:
         """This rank's micro-batches, as places in `samples`. Each rank has the same number, of like sizes; an empty one fills up."""

@@ -74,9 +74,10 @@ class _TokenLogprobs(torch.autograd.Function):
         tiles = list(head.tiles(positions, vocabulary))
         largest = hidden.new_full((positions, 1), -torch.inf, dtype=torch.promote_types(hidden.dtype, torch.float32))
         total, moment, chosen = (torch.zeros_like(largest) for _ in range(3))
-        logits = None
+        # A single tile is within the memory that one may take: it stays, and spares the backward pass the largest product.
+        keep = len(tiles) == 1 and head.softcap is None and ctx.needs_input_grad[0]
+        kept = None
         for tile in tiles:
-            logits = None  # one tile at a time
             logits = _logits(hidden, weight[tile], None if bias is None else bias[tile], head)
             if head.temperature != 1.0:
                 logits.div_(head.temperature)
@@ -87,13 +88,12 @@ class _TokenLogprobs(torch.autograd.Function):
             shrink = (before - largest).exp_()
             terms = (logits - largest).exp_()
             total = total * shrink + terms.sum(1, keepdim=True)
-            moment = moment * shrink + terms.mul_(logits).sum(1, keepdim=True)
-            del terms
+            moment = moment * shrink + logits.mul_(terms).sum(1, keepdim=True)
+            kept = terms if keep else None
+            del terms, logits  # one tile at a time
         normalizer = largest + total.log()
         ctx.head, ctx.tiles = head, tiles
-        # A single tile is within the memory that one may take: it stays, and spares the backward pass the largest product.
-        keep = len(tiles) == 1 and head.softcap is None and ctx.needs_input_grad[0]
-        ctx.save_for_backward(hidden, weight, bias, targets, normalizer, logits if keep else None)
+        ctx.save_for_backward(hidden, weight, bias, targets, normalizer, kept, total if keep else None)
         logprobs = chosen.squeeze(1) - normalizer.squeeze(1)
         entropy = normalizer.squeeze(1) - (moment / total).squeeze(1)
         ctx.mark_non_differentiable(entropy)
@@ -101,7 +101,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden, weight, bias, targets, normalizer, kept = ctx.saved_tensors
+        hidden, weight, bias, targets, normalizer, kept, total = ctx.saved_tensors
         head = ctx.head
         upstream = grads[0][:, None] * (head.scale / head.temperature)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
@@ -110,11 +110,10 @@ class _TokenLogprobs(torch.autograd.Function):
         grad_bias = torch.empty_like(bias) if needs_bias else None
         for tile in ctx.tiles:
             if kept is not None:
-                delta = (kept - normalizer).exp_()
-                slope = None
+                delta, slope = kept * (-upstream / total), None
             else:
                 delta, slope = _probabilities(hidden, weight[tile], None if bias is None else bias[tile], normalizer, head)
-            delta.mul_(-upstream)
+                delta.mul_(-upstream)
             places = targets[:, None] - tile.start
             inside = (places >= 0) & (places < delta.shape[1])
             delta.scatter_add_(1, places.clamp(0, delta.shape[1] - 1), torch.where(inside, upstream, 0.0))

@@ -50,8 +50,9 @@ class StepMetrics:
 
     @contextlib.contextmanager
     def timing(self, part: str) -> Iterator[None]:
-        """Add the wall time of a block to `time/<part>_s`, of blocks that run side by side the sum. On CUDA it is the time to launch the
-        work, not to finish it.
+        """Add the wall time of a block to `time/<part>_s`.
+
+        Of blocks that run side by side it is the sum; on CUDA it is the time to launch the work, not to finish it.
         """
         started = time.perf_counter()
         yield

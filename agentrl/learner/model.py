@@ -20,6 +20,7 @@ from agentrl.errors import ConfigError
 from agentrl.learner.attention import ATTENTION
 from agentrl.learner.batch import Sample
 from agentrl.learner.fused import fuse
+from agentrl.learner.layers import replace_layers
 from agentrl.learner.logprobs import Head, token_logprobs
 from agentrl.learner.packing import pack
 
@@ -100,6 +101,8 @@ def load_policy(config: RunConfig, folder: str, device: torch.device, *, master:
     half = learner.dtype == "bfloat16" or (learner.dtype == "auto" and device.type == "cuda")
     if device.type == "cpu" and not half:
         fuse(model)
+        if learner.lora is None and not learner.gradient_checkpointing and (learner.ranks == 1 or learner.sharding == "ddp"):
+            replace_layers(model)  # adapters, checkpoints and shards hook into the modules inside a layer
     lora = learner.lora if trained else None
     adapted = _with_adapter(model, lora, config.seed) if lora is not None else model
     if trained and learner.gradient_checkpointing:

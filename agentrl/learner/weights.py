@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -10,6 +11,8 @@ from agentrl.learner.ranks import whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from peft import PeftModel
 
     from agentrl.learner.model import Policy
 
@@ -41,6 +44,28 @@ def all_weights(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
         if name in aliases or ".lora_" in name:
             continue
         yield name.replace(".base_layer.", "."), _merged(merged[name]) if name in merged else whole(tensor)
+
+
+def adapter_config(policy: Policy) -> dict[str, Any]:
+    """The adapter's configuration as peft writes it to `adapter_config.json`, in JSON values; raises `ValueError` without an adapter."""
+    if not policy.adapted:
+        raise ValueError("the policy has no adapter")
+    config: Any = cast("PeftModel", policy.model).peft_config[ADAPTER]
+    plain = config.to_dict() | {"inference_mode": True, "target_modules": sorted(config.target_modules or ())}
+    values: dict[str, Any] = json.loads(json.dumps(plain, default=_json_value))
+    return values
+
+
+def _json_value(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)
+
+
+@torch.no_grad()
+def adapter_weights(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
+    """The adapter's own tensors, by the names that peft saves them under; a collective where the ranks hold shards."""
+    for name, tensor in policy.model.state_dict().items():
+        if ".lora_" in name:
+            yield name.replace(f".{ADAPTER}.", "."), whole(tensor)
 
 
 def _adapted_layers(policy: Policy) -> dict[str, Any]:

@@ -271,3 +271,32 @@ def test_the_reference_stays_while_the_policy_moves(model_folder: Callable[..., 
 def test_a_launcher_with_other_ranks_is_refused(model_folder: Callable[..., str]) -> None:
     with pytest.raises(ConfigError, match=r"learner\.ranks=2, but 1 learner processes were started"):
         fakes.make_learner(model_folder(), fakes.run_config(learner={"ranks": 2}))
+
+
+@pytest.mark.parametrize(("threads", "spare"), [(2, 0), (1, 1), (3, 2)])
+def test_lanes_change_no_bit_of_the_gradient(threads: int, spare: int, model_folder: Callable[..., str]) -> None:
+    folder = model_folder()
+    config = fakes.run_config(learner=UNCHANGED | {"tokens_per_micro_batch": 40})
+    groups = fakes.make_groups(3, groups=4, members=6)
+    first = fakes.make_learner(folder, config, threads=threads, spare_threads=spare)
+    taken, metrics = fakes.gradients(first, groups)
+    assert metrics["learner/micro_batches"] > 4
+    for _ in range(2):  # whoever takes what
+        other = fakes.make_learner(folder, config, threads=1, spare_threads=1)
+        found, others = fakes.gradients(other, groups)
+        assert found.keys() == taken.keys()
+        assert all(torch.equal(found[name], taken[name]) for name in taken)
+        assert {name: value for name, value in others.items() if not name.startswith("time/")} == {
+            name: value for name, value in metrics.items() if not name.startswith("time/")
+        }
+    plain = fakes.make_learner(folder, config)
+    assert fakes.distance(fakes.gradients(plain, groups)[0], taken) < 1e-6
+
+
+def test_large_models_and_one_thread_have_no_lanes(model_folder: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    config = fakes.run_config()
+    assert fakes.make_learner(model_folder(), config, threads=1)._lanes is None
+    assert fakes.make_learner(model_folder(), config, threads=1, spare_threads=1)._lanes is not None
+    monkeypatch.setattr("agentrl.learner.learner.LANE_PARAMETERS", 1)
+    assert fakes.make_learner(model_folder(), config, threads=2, spare_threads=1)._lanes is None
+    assert torch.get_num_threads() == 2
