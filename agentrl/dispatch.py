@@ -81,6 +81,13 @@ class Beat(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """In flight."""
 
 
+class Suspect(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A vLLM server gave a rollout process trouble."""
+
+    url: str
+    why: str
+
+
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The process cannot go on; it exits after this."""
 
@@ -90,4 +97,4 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 ToRollout = Setup | Serving | Play | Cancel
-FromRollout = Ready | Played | Beat | Failed
+FromRollout = Ready | Played | Beat | Suspect | Failed

@@ -8,7 +8,6 @@ import os
 import threading
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,11 +17,13 @@ from agentrl.buffer import Dispatch
 from agentrl.errors import AgentRLError, ConfigError, RunCannotLearn
 from agentrl.records import SamplingContract, Version
 from agentrl.rollout_log import append_group
+from agentrl.scratch import ScratchFolder
 from agentrl.session import Session
 from agentrl.tasks import make_task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from agentrl.config import RunConfig
     from agentrl.progress import Progress
@@ -135,7 +136,7 @@ def evaluate(
     registry.refuse_while_importing("agentrl.evaluate")
     config = config.model_copy(update={"model": model, "max_staleness": 0})
     with contextlib.ExitStack() as stack:
-        folder = output or Path(stack.enter_context(_temporary_folder()))
+        folder = output or stack.enter_context(ScratchFolder("agentrl-eval-"))
         kept = stack.enter_context(_open_kept(folder))
         session = stack.enter_context(Session(config, folder / "logs"))
         session.start_engine(model)
@@ -217,9 +218,3 @@ def _open_kept(folder: Path) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _temporary_folder() -> contextlib.AbstractContextManager[str]:
-    import tempfile
-
-    return tempfile.TemporaryDirectory(prefix="agentrl-eval-")

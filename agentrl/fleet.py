@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from agentrl import errors, wire
-from agentrl.dispatch import Beat, Cancel, Failed, FromRollout, Play, Played, Ready, Setup
+from agentrl.dispatch import Beat, Cancel, Failed, FromRollout, Play, Played, Ready, Serving, Setup, Suspect
 from agentrl.errors import AgentRLError, WorkerDied
 from agentrl.processes import Child, start_child
 
@@ -54,6 +54,8 @@ class Fleet:
         contract, seed, group_size: sent with every group.
         next_group: what to play next; None while nothing may be dispatched.
         on_played, on_lost, on_failure: called from reader threads.
+        serving: the vLLM servers in use, for each process that starts; None for the embedded engine.
+        on_suspect: called from reader threads with a vLLM server's URL and what it did.
     """
 
     def __init__(
@@ -69,7 +71,11 @@ class Fleet:
         on_played: Callable[[Group], None],
         on_lost: Callable[[int], None],
         on_failure: Callable[[AgentRLError], None],
+        serving: Callable[[], Serving] | None = None,
+        on_suspect: Callable[[str, str], None] = lambda url, why: None,
     ) -> None:
+        self._serving = serving
+        self._on_suspect = on_suspect
         self._setup = setup
         self._logs = logs
         self._contract = contract
@@ -104,8 +110,10 @@ class Fleet:
         ours.settimeout(START_S)
         member = Member(child=child, sock=ours)
         with self._lock:
+            wire.send(ours, self._setup)
+            if self._serving is not None:
+                wire.send(ours, self._serving())
             self._members[number] = member
-        wire.send(ours, self._setup)
         threading.Thread(target=self._supervise, args=(number, member), name=f"rollout-{number}", daemon=True).start()
 
     def pump(self) -> None:
@@ -138,6 +146,16 @@ class Fleet:
             wire.send(member.sock, play)
         except OSError:
             member.ready = False  # its reader thread sees the end too, and hands the group back
+
+    def use(self, serving: Serving) -> None:
+        """Tell every process which vLLM servers are in use from now on."""
+        with self._lock:
+            for member in self._members:
+                if member is not None:
+                    try:
+                        wire.send(member.sock, serving)
+                    except OSError:
+                        member.ready = False
 
     def cancel(self, index: int) -> None:
         """Tell the process that plays a group to stop."""
@@ -172,6 +190,8 @@ class Fleet:
                     self.pump()
                 elif isinstance(message, Beat):
                     self.loop_lag_s = message.loop_lag_s
+                elif isinstance(message, Suspect):
+                    self._on_suspect(message.url, message.why)
                 elif isinstance(message, Failed):
                     self._stop_member(member)
                     kind = getattr(errors, message.kind, AgentRLError)

@@ -67,16 +67,33 @@ class Child:
 
 
 def start_child(
-    name: str, module: str, arguments: Sequence[str], *, log: Path, pass_fds: Sequence[int] = (), environment: dict[str, str] | None = None
+    name: str,
+    module: str,
+    arguments: Sequence[str],
+    *,
+    log: Path,
+    pass_fds: Sequence[int] = (),
+    environment: dict[str, str] | None = None,
+    below: Sequence[str] = (),
 ) -> Child:
-    """Start `python -m module arguments` in a session and process group of its own, its error output appended to `log`."""
+    """Start `python -m module arguments` in a session and process group of its own, its error output appended to `log`.
+
+    Args:
+        name: for messages.
+        module: what runs.
+        arguments: of its command line.
+        log: a file.
+        pass_fds: descriptors that the child inherits.
+        environment: variables on top of this process's own.
+        below: a command that starts the child's, and is the child itself here; its input is a pipe.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
 
     def start() -> subprocess.Popen[bytes]:
         with log.open("ab") as output:
             return subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
-                stdin=subprocess.DEVNULL,
+                [*below, sys.executable, "-m", module, *arguments],
+                stdin=subprocess.PIPE if below else subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 pass_fds=tuple(pass_fds),

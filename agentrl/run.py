@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from agentrl import objectives, runfile
 from agentrl.admission import Admission
 from agentrl.buffer import Buffer
+from agentrl.engines.vllm_setup import PROBED_TEXT, Adapter, transport_of
 from agentrl.errors import AgentRLError, CheckpointError, ConfigError, LearnerDiverged, PublishError, RunCannotLearn
 from agentrl.interrupt import Abandoned, Interrupt
 from agentrl.metrics import group_metrics
@@ -79,9 +80,12 @@ class Run:
     def connect(self, *, restored: bool) -> None:
         """Wait for the engine, give it the restored weights, and let groups flow between buffer and rollout processes."""
         self.session.on_failure = self.buffer.fail
-        if restored:
-            self.saved = self.learner.step
-            self.publish()
+        self.session.say = self.progress.message
+        if sends_adapter(self.config):
+            self.session.adapter = Adapter(config=self.learner.adapter_config(), weights=list(self.learner.adapter_weights()))
+        self.saved = self.learner.step if restored else None
+        if restored or self.session.joins_servers:
+            self.publish(first=True)
         config, dtype = self.config, self.session.dtype
         contract = SamplingContract(temperature=config.sampling.temperature, dtype=dtype, engine=config.engine.kind)
         fleet = self.session.start_fleet(
@@ -131,10 +135,17 @@ class Run:
                 raise RunCannotLearn(said)
             self.progress.message(said)
 
-    def publish(self) -> None:
+    def publish(self, *, first: bool = False) -> None:
         """Send the learner's weights to the engine; the version counts once they are read back."""
         fingerprint = self.learner.fingerprint()
-        checksum = self.session.publisher.publish(self.learner.named_weights(), Version(lineage=self.lineage, step=self.learner.step))
+        version = Version(lineage=self.lineage, step=self.learner.step)
+        weights = sent_weights(self.config, self.learner)
+        if first and self.session.joins_servers and self.learner.accelerator.num_processes == 1:
+            # Another model shows here, whatever its name is.
+            ids = self.tokenizer(PROBED_TEXT, add_special_tokens=False).input_ids
+            checksum = self.session.publish(weights, version, self.session.probe(ids, self.learner.logprobs_of(ids)))
+        else:
+            checksum = self.session.publish(weights, version)
         before = self.session.published
         if before is not None and before[0] != fingerprint and before[1] == checksum and self.session.dtype == "float32":
             raise PublishError(
@@ -317,6 +328,16 @@ def _save_after(error: AgentRLError, run: Run) -> None:
         run.progress.message(f"the run stopped after step {run.learner.step}; go on with: agentrl train --resume {run.folder.path}")
 
 
+def sends_adapter(config: RunConfig) -> bool:
+    """Whether the engine is sent the adapter itself, and not the model with the adapter merged."""
+    return config.engine.kind == "vllm" and transport_of(config) == "lora"
+
+
+def sent_weights(config: RunConfig, learner: Learner) -> Iterator[tuple[str, torch.Tensor]]:
+    """What is published; a collective."""
+    return learner.adapter_weights() if sends_adapter(config) else learner.named_weights()
+
+
 def _follow(config: RunConfig, objective: objectives.Objective, options: objectives.ObjectiveConfig, checkpoint: Path | None) -> None:
     """What the other ranks do: the same steps on the same groups, and their part of each collective, in rank 0's order."""
     from agentrl.learner import Learner, ranks
@@ -328,11 +349,14 @@ def _follow(config: RunConfig, objective: objectives.Objective, options: objecti
     if checkpoint is not None:
         learner.load(checkpoint)
         saved = learner.step
-        _exhaust(learner.named_weights())
+    if sends_adapter(config):
+        _exhaust(learner.adapter_weights())
+    if checkpoint is not None or config.engine.kind == "vllm":
+        _exhaust(sent_weights(config, learner))
     nowhere = Path()
     while learner.step < config.steps and (groups := ranks.broadcast_groups(learner.accelerator, None)):
         learner.update(groups)
-        _exhaust(learner.named_weights())
+        _exhaust(sent_weights(config, learner))
         if learner.step % config.checkpoint.every == 0:
             learner.save(nowhere)
             saved = learner.step

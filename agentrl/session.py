@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
@@ -15,20 +13,22 @@ from agentrl.errors import AgentRLError, ConfigError, PublishError, SamplerUnava
 from agentrl.fleet import Fleet
 from agentrl.records import Version
 from agentrl.rollout.rows import RemoteRows
+from agentrl.scratch import ScratchFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
+
+    import torch
 
     from agentrl.buffer import Dispatch
     from agentrl.config import RunConfig
     from agentrl.engines.embedded import EmbeddedPublisher, EngineProcess
+    from agentrl.engines.vllm_probe import Probe
+    from agentrl.engines.vllm_servers import VllmServers
+    from agentrl.engines.vllm_setup import Adapter
     from agentrl.environment import Split
     from agentrl.processes import Child
     from agentrl.records import Group, SamplingContract
-
-
-MOST_FOLDER_BYTES = 80
-"""With a file name behind it, this is below the 104 bytes that macOS allows; Linux allows 108."""
 
 
 class Session:
@@ -45,9 +45,15 @@ class Session:
         """Fingerprint of the learner's parameters and checksum of the engine's, at the last publish."""
         self.on_failure: Callable[[AgentRLError], None] = lambda error: None
         self._logs = logs
-        self._temporary = short_folder()
+        self._temporary = ScratchFolder()
         self._engine: EngineProcess | None = None
         self._publisher: EmbeddedPublisher | None = None
+        self.adapter: Adapter | None = None
+        """The learner's, to be set before `publisher` is asked for where the transport of weights is `lora`."""
+        self.say: Callable[[str], None] = lambda line: None
+        """Told what happens to vLLM servers, a line each."""
+        self._vllm: VllmServers | None = None
+        self._vllm_connected = False
         self._fleet: Fleet | None = None
         self._rows: list[RemoteRows] = []
 
@@ -56,17 +62,22 @@ class Session:
 
     def __exit__(self, *error: object) -> None:
         with contextlib.ExitStack() as ends:  # one that fails, or is interrupted, does not keep the others from being called
-            ends.callback(shutil.rmtree, self._temporary, ignore_errors=True)
+            ends.callback(self._temporary.close)
             for rows in self._rows:
                 ends.callback(rows.close)
             if self._engine is not None:
                 ends.callback(self._engine.stop)
             if self._publisher is not None:
                 ends.callback(self._publisher.close)
+            if self._vllm is not None:
+                ends.callback(self._vllm.close)
             ends.callback(self.stop_fleet)
 
     def start_engine(self, model: str, version: Version | None = None) -> None:
         """Start the engine on a model; it loads while the caller goes on."""
+        if self.config.engine.kind == "vllm":
+            self._start_vllm(resolve_model(model))
+            return
         from agentrl.engines.embedded import start_engine
 
         self._engine = start_engine(
@@ -74,17 +85,36 @@ class Session:
             self.config.engine,
             version=version or Version(),
             threads=cpu_share(self.config, "engine"),
-            socket_path=self._temporary / "engine.sock",
+            socket_path=self._temporary.path / "engine.sock",
             log=self._logs / "engine.log",
         )
         self._engine.child.watch(self._engine_ended)
+
+    def _start_vllm(self, model: str) -> None:
+        from agentrl.engines.vllm_setup import make_servers
+
+        threads = cpu_share(self.config, "engine")
+        self._vllm = make_servers(self.config, model, logs=self._logs, threads=threads, say=lambda line: self.say(line))
+        self._vllm.start()
+
+    def _connect_vllm(self, servers: VllmServers) -> None:
+        from agentrl.engines.vllm_setup import expectations, make_publisher
+
+        expected = expectations(self.config, self.model_dir, owner=str(self._logs.resolve().parent))
+        servers.on_failure = lambda error: self.on_failure(error)
+        servers.connect(make_publisher(self.config, servers, self.adapter), expected)
 
     def _engine_ended(self, child: Child) -> None:
         self.on_failure(SamplerUnavailable(child.describe_end()))
 
     @property
-    def publisher(self) -> EmbeddedPublisher:
+    def publisher(self) -> EmbeddedPublisher | VllmServers:
         """The engine as the learner sees it; waits until it has loaded."""
+        if self._vllm is not None:
+            if not self._vllm_connected:
+                self._connect_vllm(self._vllm)
+                self._vllm_connected = True
+            return self._vllm
         if self._publisher is None:
             from agentrl.engines.embedded import EmbeddedPublisher
 
@@ -92,6 +122,24 @@ class Session:
             partial = self.config.learner.lora is not None
             self._publisher = EmbeddedPublisher.connect(self._engine, timeout_s=self.config.engine.timeout_s, partial=partial)
         return self._publisher
+
+    def probe(self, ids: Sequence[int], logprobs: Sequence[float]) -> Probe:
+        """The learner's log-probs of a text, as closely as the engine's are to agree."""
+        from agentrl.engines.vllm_probe import EXACT, HALF, Probe
+
+        return Probe(ids=tuple(ids), logprobs=tuple(logprobs), tolerance=EXACT if self.dtype == "float32" else HALF)
+
+    def publish(self, weights: Iterable[tuple[str, torch.Tensor]], version: Version, probe: Probe | None = None) -> str:
+        """Replace the engine's weights; returns the checksum that it read back. Raises `PublishError`."""
+        publisher = self.publisher
+        if self._vllm is not None:
+            return self._vllm.publish(weights, version, probe)
+        return publisher.publish(weights, version)
+
+    @property
+    def joins_servers(self) -> bool:
+        """Whether the engine runs already, with whatever weights it was left with: then it needs the learner's before it samples."""
+        return self._vllm is not None
 
     @property
     def dtype(self) -> str:
@@ -120,12 +168,11 @@ class Session:
         seed: int | None = None,
     ) -> Fleet:
         """Start the rollout processes; groups flow as soon as they are ready."""
-        assert self._engine is not None
         setup = Setup(
             config=self.config.model_dump(mode="json"),
             environment=self.environment,
             tokenizer=self.model_dir,
-            engine_socket=str(self._engine.socket_path),
+            engine_socket=str(self._engine.socket_path) if self._engine is not None else "",
             log_folder=str(self._logs),
         )
         self._fleet = Fleet(
@@ -139,7 +186,11 @@ class Session:
             on_played=on_played,
             on_lost=on_lost,
             on_failure=self._fleet_failed,
+            serving=self._vllm.serving if self._vllm is not None else None,
+            on_suspect=self._vllm.suspect if self._vllm is not None else lambda url, why: None,
         )
+        if self._vllm is not None:
+            self._vllm.on_change = self._fleet.use
         self._fleet.start()
         return self._fleet
 
@@ -149,6 +200,8 @@ class Session:
     def explained(self, error: AgentRLError) -> AgentRLError:
         """The error, or the end of the engine where that is behind it."""
         engine = self._engine
+        if isinstance(error, SamplerUnavailable) and self._vllm is not None and (said := self._vllm.describe_end()):
+            return error if said in str(error) else SamplerUnavailable(f"{error}; {said}")
         if isinstance(error, SamplerUnavailable | PublishError) and engine is not None and engine.ended():
             return SamplerUnavailable(engine.child.describe_end())
         return error
@@ -158,15 +211,6 @@ class Session:
         if self._fleet is not None:
             self._fleet.stop()
             self._fleet = None
-
-
-def short_folder() -> Path:
-    """A private temporary folder for a Unix socket, whose path the system limits to some 100 characters, `TMPDIR` or not."""
-    folder = tempfile.mkdtemp(prefix="agentrl-")
-    if len(folder.encode()) <= MOST_FOLDER_BYTES:
-        return Path(folder)
-    os.rmdir(folder)
-    return Path(tempfile.mkdtemp(prefix="agentrl-", dir="/tmp"))
 
 
 def environment_spec(config: RunConfig) -> str:

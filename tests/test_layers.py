@@ -17,12 +17,12 @@ ALLOWED = {
     "registry": {"environment", "errors"},
     "wire": {"errors", "records"},
     "objectives": {*BASE, "objectives"},
-    "learner": {*BASE, "learner", "objectives"},
-    "engines": {*BASE, "engines", "lifeline", "processes"},
-    "rollout": {*BASE, "dispatch", "engines", "environment", "lifeline", "processes", "registry", "rollout"},
+    "learner": {*BASE, "learner", "objectives", "products"},
+    "engines": {*BASE, "dispatch", "engines", "lifeline", "processes", "products", "scratch", "transfer_format"},
+    "rollout": {*BASE, "dispatch", "engines", "environment", "lifeline", "processes", "registry", "rollout", "scratch"},
     "envs": {*PUBLIC, "envs", "rewards"},
     "rewards": {"environment", "errors", "records", "rewards"},
-    "servers": {"config", "errors", "rollout", "servers"},
+    "servers": {"config", "errors", "lifeline", "processes", "rollout", "servers", "transfer_format"},
 }
 """Part of agentrl -> the parts that it may import, types included. Parts that are not named assemble the others."""
 BY_NAME_ONLY = {"envs", "rewards", "servers"}

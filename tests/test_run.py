@@ -51,6 +51,7 @@ class ScriptedSession:
     dtype = "float32"
     loop_lag_s = 0.0
     published = None
+    joins_servers = False
 
     def __init__(self):
         self.publisher = self

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import pytest
 
 from agentrl import runfile
 from agentrl.errors import AgentRLError, ConfigError, PublishError, SamplerUnavailable
-from agentrl.session import Session, environment_spec, resolve_model, short_folder
+from agentrl.session import Session, environment_spec, resolve_model
 
 
 def model_folder(tmp_path, *files):
@@ -31,19 +28,6 @@ def test_a_path_that_is_no_folder_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="is a file; give the folder"):
         resolve_model(str(tmp_path / "model.safetensors"))
     assert resolve_model("someone/some-model") == "someone/some-model"
-
-
-def test_a_long_temporary_folder_is_avoided(tmp_path):
-    long = tmp_path / ("x" * 100)
-    long.mkdir()
-    before, tempfile.tempdir = tempfile.tempdir, str(long)
-    try:
-        folder = short_folder()
-    finally:
-        tempfile.tempdir = before
-    assert folder.parent == Path("/tmp")
-    assert list(long.iterdir()) == []
-    folder.rmdir()
 
 
 def test_the_spec_of_a_dataset_can_be_read():

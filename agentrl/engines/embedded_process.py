@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentrl.processes import Child, start_child
+from agentrl.scratch import ScratchFolder
 
 if TYPE_CHECKING:
     from agentrl.config import EngineConfig
@@ -29,7 +28,7 @@ class EngineProcess:
     child: Child
     socket_path: Path
     _lifeline: int
-    _folder: Path | None
+    _folder: ScratchFolder | None
     """Made for the socket, and removed with it."""
 
     def ended(self) -> bool:
@@ -46,7 +45,7 @@ class EngineProcess:
             self._lifeline = -1
         self.socket_path.unlink(missing_ok=True)
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.close()
 
 
 def start_engine(
@@ -64,8 +63,8 @@ def start_engine(
     """
     folder = None
     if socket_path is None:
-        folder = Path(tempfile.mkdtemp(prefix="agentrl-engine-"))
-        socket_path = folder / "engine.sock"
+        folder = ScratchFolder("agentrl-engine-")
+        socket_path = folder.path / "engine.sock"
     watched, lifeline = os.pipe()
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
@@ -85,6 +84,8 @@ def start_engine(
             )
     except BaseException:
         os.close(lifeline)
+        if folder is not None:
+            folder.close()
         raise
     finally:
         os.close(watched)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentrl import wire
@@ -12,7 +13,6 @@ from agentrl.errors import AgentRLError, PublishError, SamplerUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     import torch
 
@@ -26,10 +26,12 @@ class EmbeddedPublisher:
         sock: connected.
         hello: the engine's greeting.
         timeout_s: longest wait for one answer.
+        folder: the engine's socket is there; it is removed whatever becomes of this process.
         partial: weights that are not sent never change (a frozen base under LoRA); otherwise each publish must cover the whole model.
     """
 
-    def __init__(self, sock: socket.socket, hello: Hello, *, timeout_s: float, partial: bool = False) -> None:
+    def __init__(self, sock: socket.socket, hello: Hello, *, timeout_s: float, folder: Path | None = None, partial: bool = False) -> None:
+        self._folder = folder
         self.hello = hello
         self._sock = sock
         self._receiver: wire.Receiver[Any] = wire.Receiver(sock, FromEngine)
@@ -43,8 +45,7 @@ class EmbeddedPublisher:
 
         Raises `SamplerUnavailable` where the engine ends or is silent for `timeout_s` seconds, `ConfigError` where it refuses the model.
         """
-        process = engine if isinstance(engine, EngineProcess) else None
-        path = process.socket_path if process else engine
+        process, path = (engine, engine.socket_path) if isinstance(engine, EngineProcess) else (None, Path(engine))
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(timeout_s)
         try:
@@ -61,7 +62,7 @@ class EmbeddedPublisher:
         except BaseException:
             sock.close()
             raise
-        return EmbeddedPublisher(sock, hello, timeout_s=timeout_s, partial=partial)
+        return EmbeddedPublisher(sock, hello, timeout_s=timeout_s, folder=path.parent, partial=partial)
 
     @property
     def dtype(self) -> str:
@@ -72,7 +73,7 @@ class EmbeddedPublisher:
         """Replace the engine's weights; see `Publisher`. Tensors are converted to the engine's type before they are sent and compared."""
         from agentrl.engines.weights_file import WeightsFile  # the only part that needs torch
 
-        with WeightsFile(self.hello) as file:
+        with WeightsFile(self.hello, self._folder) as file:
             try:
                 file.write(weights)
             except OSError as error:  # it lives in memory, or in the temporary folder

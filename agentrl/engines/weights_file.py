@@ -15,6 +15,7 @@ from agentrl.errors import PublishError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
     from types import TracebackType
     from typing import BinaryIO
 
@@ -39,9 +40,14 @@ class WeightsFile:
     """A context manager around the file, which is gone afterwards.
 
     On Linux it has no name and lives in memory, so that not even `kill -9` leaves it behind and the size of /dev/shm does not matter.
+
+    Args:
+        hello: the engine's greeting.
+        folder: for the file where it has to have a name; by default the one for temporary files.
     """
 
-    def __init__(self, hello: Hello) -> None:
+    def __init__(self, hello: Hello, folder: Path | None = None) -> None:
+        self._folder = folder
         self._dtype: torch.dtype = getattr(torch, hello.dtype)
         self._header_room = 4096 + _HEADER_BYTES_PER_WEIGHT * hello.num_weights
         self._checksum = Checksum()
@@ -54,7 +60,7 @@ class WeightsFile:
             fd = os.memfd_create("agentrl-weights")
             self.path = f"/proc/{os.getpid()}/fd/{fd}"
         else:
-            fd, self.path = tempfile.mkstemp(prefix="agentrl-weights-")
+            fd, self.path = tempfile.mkstemp(prefix="agentrl-weights-", dir=self._folder)
             self._named = self.path
         self._file: BinaryIO = os.fdopen(fd, "wb")
         return self

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -29,10 +29,10 @@ from agentrl.learner.batch import FILLER, Sample, candidates, weigh
 from agentrl.learner.export import export
 from agentrl.learner.lanes import Lanes
 from agentrl.learner.metrics import StepMetrics
-from agentrl.learner.model import load_policy
+from agentrl.learner.model import load_policy, plain_logprobs
 from agentrl.learner.optim import adamw, learning_rate
 from agentrl.learner.packing import micro_batches, pack
-from agentrl.learner.weights import trained_weights
+from agentrl.learner.weights import adapter_config, adapter_weights, trained_weights
 from agentrl.objectives.base import TokenBatch
 
 if TYPE_CHECKING:
@@ -294,6 +294,18 @@ class Learner:
         Where the ranks hold shards, this is a collective that gathers one tensor at a time: run it to its end on every rank.
         """
         return trained_weights(self.policy)
+
+    def adapter_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The adapter's own tensors by peft's names; a collective, as `named_weights`."""
+        return adapter_weights(self.policy)
+
+    def adapter_config(self) -> dict[str, Any]:
+        """The adapter's configuration as peft writes it; raises `ValueError` without an adapter."""
+        return adapter_config(self.policy)
+
+    def logprobs_of(self, ids: Sequence[int]) -> list[float]:
+        """Log-probs of `ids[1:]` in nats at temperature 1, by transformers' own forward pass; where the ranks hold no shards."""
+        return plain_logprobs(self.policy, ids)
 
     def fingerprint(self) -> str:
         """Checksum of the trained parameters that this rank holds: equal as long as no step has changed them. No collective."""

@@ -25,7 +25,7 @@ from agentrl.learner.logprobs import Head, token_logprobs
 from agentrl.learner.packing import pack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from peft import PeftModel
 
@@ -213,6 +213,13 @@ def check_packing(policy: Policy) -> None:
             f"{type(base).__name__} scores rows in a pack differently from the same rows alone, by {difference:.3g} nats: a layer of it "
             "looks across the rows' boundaries, or its head does more than scale and soft-cap; such a model cannot be trained here"
         )
+
+
+@torch.no_grad()
+def plain_logprobs(policy: Policy, ids: Sequence[int]) -> list[float]:
+    """Log-probs of `ids[1:]` in nats at temperature 1, by the model's own forward pass, its adapter included."""
+    row = np.asarray(ids, dtype=np.int32)
+    return _alone(policy.base, _whole_row(row, 0), Head()).double().cpu().tolist()
 
 
 def _whole_row(row: np.ndarray, group: int) -> Sample:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from agentrl.processes import Child, last_lines, start_child
-from agentrl.rollout.guardian import MARK, Guardian, kill_group
+from agentrl.rollout.guardian import MARK, SIGNALLED, guarded, kill_marked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     """Starts the worker of a slot."""
 
 REAP_S = 10.0
-"""A killed process ends at once, unless the kernel itself hangs in it."""
+"""Killed processes end at once, unless the kernel itself hangs in one; the guardian gives up before this."""
 
 
 class HostProcess(Protocol):
@@ -45,23 +45,19 @@ class HostProcess(Protocol):
 
 
 class LocalHost:
-    """A worker on this machine, in a session and process group of its own.
+    """A worker on this machine, below a guardian that ends it with all it started, also where this process is killed.
 
     Args:
         name: for messages.
         log: file that what user code prints is appended to.
-        guardian: ends the worker where this process is killed; without one, what user code started may then live on.
     """
 
-    def __init__(self, name: str, log: Path, guardian: Guardian | None = None) -> None:
+    def __init__(self, name: str, log: Path) -> None:
         self._mark = uuid.uuid4().hex
-        self._guardian = guardian
         ours, theirs = socket.socketpair()
         try:
             with theirs:
                 self._child = _start(name, theirs, self._mark, log)
-            if guardian is not None:
-                guardian.watch(self._mark, self.pid)
             self.stream: trio.abc.Stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         except BaseException:
             ours.close()
@@ -69,7 +65,7 @@ class LocalHost:
 
     @property
     def pid(self) -> int:
-        """Process id, which is also the process group's."""
+        """Process id of the guardian, which ends as the worker did."""
         return self._child.process.pid
 
     async def ended(self) -> None:
@@ -84,19 +80,22 @@ class LocalHost:
             os.close(descriptor)
 
     async def end(self) -> str:
-        """Kill the group first, reap second: an unreaped leader keeps its group's number from being used again."""
+        """Have the guardian kill the worker and its descendants, and wait for that."""
         await self.stream.aclose()
         return await trio.to_thread.run_sync(self._end)
 
     def _end(self) -> str:
-        kill_group(self._mark, self.pid)
+        process = self._child.process
+        assert process.stdin is not None
+        process.stdin.close()
         try:
-            code = self._child.process.wait(REAP_S)
+            code = process.wait(REAP_S)
         except subprocess.TimeoutExpired:
-            return f"did not end within {REAP_S:g} s of SIGKILL"
-        if self._guardian is not None:
-            self._guardian.forget(self._mark)
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
+            return f"did not end within {REAP_S:g} s"
+        if code < 0:  # the guardian itself was killed: the worker ended with it, and what that started may be left
+            kill_marked(self._mark)
+        number = -code if code < 0 else code - SIGNALLED
+        return f"was killed by {signal.Signals(number).name}" if number in set(signal.Signals) else f"ended with status {code}"
 
     def last_words(self) -> str:
         """The last lines of its log."""
@@ -110,8 +109,9 @@ def _start(name: str, sock: socket.socket, mark: str, log: Path) -> Child:
     return start_child(
         name,
         "agentrl.rollout.host",
-        [str(sock.fileno()), str(os.getpid())],
+        [str(sock.fileno())],
         log=log,
         pass_fds=[sock.fileno()],
         environment={MARK: mark, **defaults},
+        below=guarded(sock.fileno()),
     )

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
 from agentrl.errors import AgentRLError, EnvironmentFailure, WorkerDied
 from agentrl.rollout.envworker import EnvironmentTimeout, EnvWorker, SetupDied
-from agentrl.rollout.guardian import Guardian
 from agentrl.rollout.hostprocess import LocalHost
 from agentrl.rollout.messages import Answer, CallTool, Grade, Graded, Observation, Open, Opened, Replied, Setup
+from agentrl.scratch import ScratchFolder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
     from types import TracebackType
 
     from agentrl.config import RolloutConfig
@@ -148,7 +147,6 @@ class EnvPool:
         self._alive: set[EnvWorker] = set()
         self._changed = trio.Event()
         self._slots: list[trio.CancelScope] = []
-        self._guardian: Guardian | None = None
         self._context: AbstractAsyncContextManager[None] | None = None
         self._nursery: trio.Nursery | None = None
 
@@ -185,8 +183,7 @@ class EnvPool:
     async def _running(self) -> AsyncIterator[None]:
         with ExitStack() as stack:
             if self._launch == self._launch_local:
-                self._guardian = stack.enter_context(Guardian())
-                self._logs = self._logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="agentrl-env-")))
+                self._logs = self._logs or stack.enter_context(ScratchFolder("agentrl-env-"))
             try:
                 async with trio.open_nursery() as self._nursery:
                     for slot in range(self._size):
@@ -264,7 +261,7 @@ class EnvPool:
 
     def _launch_local(self, slot: int) -> LocalHost:
         assert self._logs is not None
-        return LocalHost(f"environment worker {slot}", self._logs / f"env-{os.getpid()}-{slot}.log", self._guardian)
+        return LocalHost(f"environment worker {slot}", self._logs / f"env-{os.getpid()}-{slot}.log")
 
 
 def alone(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -5,10 +5,12 @@ It plays the groups that arrive on its socket and sends each back when it is fin
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
 import traceback
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,24 +18,38 @@ import trio
 
 from agentrl import wire
 from agentrl.config import RunConfig
-from agentrl.dispatch import Beat, Cancel, Failed, Play, Played, Ready, Setup, ToRollout
+from agentrl.dispatch import Beat, Cancel, Failed, Play, Played, Ready, Serving, Setup, Suspect, ToRollout
 from agentrl.errors import AgentRLError
 from agentrl.lifeline import die_with_parent
 from agentrl.records import Group
 from agentrl.rollout.episode import play_group
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
     from agentrl.engines.protocol import Engine
+    from agentrl.engines.vllm import VllmEngine
     from agentrl.rollout.pool import EnvPool
     from agentrl.rollout.render import Renderer
 
 BEAT_S = 1.0
+SUSPICIONS = 16
+"""Complaints about vLLM servers that wait to be sent; more are dropped."""
 
 
 class Worker:
     """The groups in flight of one process."""
 
-    def __init__(self, channel: wire.Channel[Any], config: RunConfig, engine: Engine, renderer: Renderer, pool: EnvPool) -> None:
+    def __init__(
+        self,
+        channel: wire.Channel[Any],
+        config: RunConfig,
+        engine: Engine,
+        renderer: Renderer,
+        pool: EnvPool,
+        on_serving: Callable[[Serving], None] = lambda serving: None,
+    ) -> None:
+        self._on_serving = on_serving
         self._channel = channel
         self._config = config
         self._engine = engine
@@ -50,6 +66,8 @@ class Worker:
             while (message := await self._channel.receive()) is not None:
                 if isinstance(message, Play):
                     nursery.start_soon(self._play, message)
+                elif isinstance(message, Serving):
+                    self._on_serving(message)
                 elif isinstance(message, Cancel) and message.index in self._scopes:
                     self._scopes[message.index].cancel()
             nursery.cancel_scope.cancel()
@@ -96,12 +114,44 @@ async def _serve(sock: socket.socket) -> None:
         config = RunConfig.model_validate(setup.config)
         renderer = await trio.to_thread.run_sync(Renderer.load, setup.tokenizer, config.sampling.stop)
         async with EnvPool(setup.environment, config.imports, config.rollout, logs=Path(setup.log_folder)) as pool:
-            engine = await EmbeddedEngine.connect(setup.engine_socket, timeout_s=config.engine.timeout_s)
-            await Worker(channel, config, engine, renderer, pool).serve()
+            if config.engine.kind == "vllm":
+                async with _vllm(channel, config) as engine:
+                    await Worker(channel, config, engine, renderer, pool, engine.update).serve()
+            else:
+                embedded = await EmbeddedEngine.connect(setup.engine_socket, timeout_s=config.engine.timeout_s)
+                await Worker(channel, config, embedded, renderer, pool).serve()
     except* AgentRLError as group:
         error = _first(group)
         await channel.send(Failed(kind=type(error).__name__, message=str(error)))
         raise
+
+
+@asynccontextmanager
+async def _vllm(channel: wire.Channel[Any], config: RunConfig) -> AsyncIterator[VllmEngine]:
+    """The vLLM servers that the supervisor names; it also hears from here of what goes wrong with them."""
+    from agentrl.engines.vllm import VllmEngine
+
+    send, receive = trio.open_memory_channel[Suspect](SUSPICIONS)
+
+    def suspect(url: str, why: str) -> None:
+        with contextlib.suppress(trio.WouldBlock):  # more of the same tell nothing new
+            send.send_nowait(Suspect(url=url, why=why))
+
+    async def tell() -> None:
+        async for suspicion in receive:
+            await channel.send(suspicion)
+
+    engine = config.engine
+    key = os.environ.get(engine.api_key_env, "")
+    first = await channel.receive()
+    if not isinstance(first, Serving):
+        raise AgentRLError(f"the message after Setup must be Serving, got {type(first).__name__}")
+    async with trio.open_nursery() as nursery:
+        async with VllmEngine.open(timeout_s=engine.timeout_s, on_suspect=suspect, max_requests=engine.max_requests, api_key=key) as opened:
+            nursery.start_soon(tell)
+            opened.update(first)
+            yield opened
+        nursery.cancel_scope.cancel()
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -10,6 +10,7 @@ import transformers
 from safetensors.torch import load_file
 
 from agentrl.errors import CheckpointError
+from agentrl.learner.weights import adapter_config, adapter_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,3 +98,26 @@ def test_an_export_that_the_disk_refuses_is_an_error(model_folder: Callable[...,
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot write the final model"):
         fakes.make_learner(model_folder(), fakes.run_config()).export(tmp_path / "file" / "below", None)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_an_adapter_as_servers_load_it_is_the_one_that_peft_saves(model_folder: Callable[..., str], tmp_path: Path) -> None:
+    folder = model_folder(kind="qwen3", tie_word_embeddings=True)
+    learner = fakes.make_learner(
+        folder, fakes.run_config(learner={"lr": 0.05, "lora": {"rank": 4, "target_modules": ["q_proj", "up_proj"]}})
+    )
+    learner.update(fakes.make_groups(0))
+    learner.export(tmp_path, None)
+    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    given = dict(adapter_weights(learner.policy))
+    assert set(given) == set(saved)
+    assert all(torch.equal(tensor, saved[name]) for name, tensor in given.items())
+    config = adapter_config(learner.policy)
+    written = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["q_proj", "up_proj"]
+    assert {key: config[key] for key in ("r", "lora_alpha", "peft_type", "bias", "task_type")} == {
+        key: written[key] for key in ("r", "lora_alpha", "peft_type", "bias", "task_type")
+    }
+    assert json.loads(json.dumps(config)) == config
+    with pytest.raises(ValueError, match="no adapter"):
+        adapter_config(fakes.make_learner(folder, fakes.run_config()).policy)

@@ -77,6 +77,11 @@ class Guess(Environment):
         """Start a process that outlives everything but a kill; `apart` leaves the process group."""
         return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=apart).pid
 
+    def escape(self) -> int:
+        """Start an orphan in a session of its own that inherits nothing which could tell where it came from."""
+        script = "import os, time; os.fork() and os._exit(0); os.setsid(); print(os.getpid(), flush=True); os.close(1); time.sleep(600)"
+        return int(subprocess.run([sys.executable, "-c", script], env={}, stdout=subprocess.PIPE, check=True).stdout)
+
     def score(self, episode: Any) -> Any:
         values = {"nan": float("nan"), "inf": float("inf"), "none": None, "word": "much", "parts": {"a": 0.25, "b": 0.5}}
         if episode.answer == "raise":

@@ -252,7 +252,7 @@ def test_a_wrong_environment_is_refused_on_entering(spec, kind, message):
 
 def real_pool(name, tmp_path, *, workers=1, started=None, **timeouts):
     def launch(slot):
-        host = LocalHost(f"environment worker {slot}", tmp_path / f"{slot}.log")  # without a guardian: nothing may rest on it
+        host = LocalHost(f"environment worker {slot}", tmp_path / f"{slot}.log")
         if started is not None:
             started.append(host.pid)
         return host
@@ -300,15 +300,22 @@ def test_a_kill_from_outside_is_noticed(tmp_path):
     trio.run(main)
 
 
-@pytest.mark.parametrize("apart", [False, True], ids=["in its group", "in a session of its own"])
+SPAWNS = {
+    "in its group": ("spawn", {"apart": False}),
+    "in a session of its own": ("spawn", {"apart": True}),
+    "an orphan that cannot be told": ("escape", {}),
+}
+
+
+@pytest.mark.parametrize("spawn", SPAWNS)
 @pytest.mark.parametrize("ends_by", ["deadline", "death", "leaving"])
-def test_nothing_survives_a_worker(tmp_path, apart, ends_by):
+def test_nothing_survives_a_worker(tmp_path, spawn, ends_by):
     started = []
 
     async def main():
         async with real_pool("Guess", tmp_path, started=started) as pool:
             session = await pool.open(TASK)
-            watched.append(watch(int((await session.call_tool("spawn", {"apart": apart})).text)))
+            watched.append(watch(int((await session.call_tool(*SPAWNS[spawn])).text)))
             if ends_by == "death":
                 with pytest.raises(EnvironmentFailure):
                     await session.call_tool("die", {})
@@ -370,8 +377,8 @@ from agentrl.rollout.pool import EnvPool
 async def main():
     async with EnvPool(sys.argv[1], [], RolloutConfig(env_workers=1)) as pool:
         session = await pool.open(Task.from_row("play", {}))
-        for apart in (False, True):
-            print((await session.call_tool("spawn", {"apart": apart})).text, flush=True)
+        for name, arguments in (("spawn", {"apart": False}), ("spawn", {"apart": True}), ("escape", {})):
+            print((await session.call_tool(name, arguments)).text, flush=True)
         print(pool._ready[0]._host.pid, flush=True)
         await session.call_tool("hang", {})
 
@@ -379,13 +386,29 @@ trio.run(main)
 """
 
 
-def test_nothing_survives_a_killed_rollout_process():
+def test_nothing_survives_a_killed_rollout_process(tmp_path):
     command = [sys.executable, "-c", ABANDONED, f"{ENV}:Guess"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
-        watched = [watch(int(process.stdout.readline())) for _ in range(3)]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, env=environment) as process:
+        watched = [watch(int(process.stdout.readline())) for _ in range(4)]
         assert not any(has_ended(descriptor, 0) for descriptor in watched)
         os.killpg(process.pid, signal.SIGKILL)
         assert all(has_ended(descriptor) for descriptor in watched)
+
+
+def test_nothing_survives_a_killed_guardian(tmp_path):
+    async def main():
+        started = []
+        async with real_pool("Guess", tmp_path, started=started) as pool:
+            session = await pool.open(TASK)
+            watched.extend([watch(int((await session.call_tool("spawn", {"apart": apart})).text)) for apart in (False, True)])
+            os.kill(started[0], signal.SIGKILL)
+            with pytest.raises(EnvironmentFailure, match="its worker died: it was killed by SIGKILL"):
+                await session.call_tool("hang", {})
+
+    watched: list[int] = []
+    trio.run(main)
+    assert all(has_ended(descriptor) for descriptor in watched)
 
 
 def test_many_sleeping_episodes_overlap():
