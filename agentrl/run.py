@@ -23,6 +23,7 @@ from agentrl.buffer import Buffer
 from agentrl.engines.vllm_setup import PROBED_TEXT, Adapter, transport_of
 from agentrl.errors import AgentRLError, CheckpointError, ConfigError, LearnerDiverged, PublishError, RunCannotLearn
 from agentrl.interrupt import Abandoned, Interrupt
+from agentrl.lost_rank import told_in_one_line
 from agentrl.metrics import group_metrics
 from agentrl.processes import launched_rank
 from agentrl.records import SamplingContract, Version
@@ -223,7 +224,8 @@ def train(config: RunConfig, *, resume: Path | None = None, progress: Progress) 
             f"set group_size >= {objective.min_group_size}, got {config.group_size}"
         )
     if launched_rank() > 0:
-        _follow(config, objective, objective_config, RunFolder(resume).latest_checkpoint() if resume else None)
+        with told_in_one_line():
+            _follow(config, objective, objective_config, RunFolder(resume).latest_checkpoint() if resume else None)
         return RunResult(folder=resume or Path(config.output or ""), steps=config.steps, interrupted=False, last={})
     folder = RunFolder(resume or (Path(config.output) if config.output else new_folder(config)))
     if resume is None:

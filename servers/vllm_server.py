@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["ServerOptions", "VllmServer", "main", "prepare"]
 
 FAILED, WRONG_CONFIG, INTERRUPTED = 1, 2, 130
-GRACE_S = 2.0
-"""For vLLM to end by itself, so that it unlinks its shared memory; a run gives this process three seconds before it is killed."""
+GRACE_S = 10.0
+"""For vLLM to end by itself, so that it unlinks its shared memory; it takes two to four seconds."""
 REAP_S = 10.0
 """Killed processes end at once, unless the kernel hangs in one; the guardian gives up before this."""
 

@@ -32,7 +32,7 @@ class RealServer:
     log: Path
     pid: int
     """Of the supervising process."""
-    model: str
+    model_dir: str
 
 
 def vllm_python():
@@ -47,7 +47,7 @@ def options(**changes):
     """Options of a server of the quickstart model, as JSON."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    values = {"model": model_path(), "port": port, "python": vllm_python(), "context_length": 512, "slots": 16, "threads": 1}
+    values = {"model": model_path(), "port": port, "python": vllm_python(), "context_length": 1024, "slots": 32, "threads": 1}
     return values | changes
 
 
@@ -68,7 +68,7 @@ def running(folder, *, environment=None, **changes):
     try:
         url = f"http://127.0.0.1:{values['port']}"
         wait_until_healthy(url, process, log)
-        yield RealServer(url=url, log=log, pid=process.pid, model=values["model"])
+        yield RealServer(url=url, log=log, pid=process.pid, model_dir=values["model"])
         below = watch(process.pid)
     finally:
         process.terminate()

@@ -40,19 +40,26 @@ def test_closing_again_does_nothing_and_a_killed_remover_is_replaced():
     assert not folder.path.exists()
 
 
-def test_it_does_not_outlive_a_killed_process(tmp_path):
+@pytest.fixture
+def short():
+    """A folder whose path is short enough to have scratch folders in it."""
+    with ScratchFolder("t-") as path:
+        yield path
+
+
+def test_it_does_not_outlive_a_killed_process(short):
     ours, theirs = os.pipe()  # whoever removes the folder inherits the errors' end of it, so that its end can be waited for
     command = [sys.executable, "-c", HOLDER]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TMPDIR": str(tmp_path)}
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TMPDIR": str(short)}
     ) as process:
         os.close(theirs)
         path = Path(process.stdout.readline().decode().strip())
-        assert [path] == list(tmp_path.iterdir())
+        assert [path] == list(short.iterdir())
         process.kill()
     with os.fdopen(ours, "rb") as errors:
         assert errors.read() == b""  # until both have ended
-    assert list(tmp_path.iterdir()) == []
+    assert list(short.iterdir()) == []
 
 
 def test_a_long_temporary_folder_is_avoided(tmp_path):
@@ -67,8 +74,8 @@ def test_a_long_temporary_folder_is_avoided(tmp_path):
         tempfile.tempdir = before
 
 
-def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
-    before, tempfile.tempdir = tempfile.tempdir, str(tmp_path / "nothing")
+def test_a_folder_that_cannot_be_made_is_an_error(short):
+    before, tempfile.tempdir = tempfile.tempdir, str(short / "nothing")
     try:
         with pytest.raises(FileNotFoundError):
             ScratchFolder()

@@ -37,7 +37,7 @@ def make_request(seed: int = 0, *, prompt: int = 4, max_tokens: int = 8, session
     )
 
 
-def make_answer(ids: list[int], *, versions: tuple[tuple[str, int, int], ...] | None = None) -> dict[str, Any]:
+def make_answer(ids: list[int], *, request_id: str = "r", versions: tuple[tuple[str, int, int], ...] | None = None) -> dict[str, Any]:
     """As vLLM writes it; a test breaks one part of it."""
     spans = (("0.0", 0, len(ids)),) if versions is None else versions
     content = [{"token_id": token, "logprob": -0.5, "rank": 1, "top_logprobs": []} for token in ids]
@@ -49,7 +49,7 @@ def make_answer(ids: list[int], *, versions: tuple[tuple[str, int, int], ...] | 
         "logprobs": {"content": content},
         "weight_versions": [{"version": version, "start": start, "end": end} for version, start, end in spans],
     }
-    return {"request_id": "r", "model": "policy", "output_mode": "tokens", "choices": [choice]}
+    return {"request_id": f"generate-tokens-{request_id}", "model": "policy", "output_mode": "tokens", "choices": [choice]}
 
 
 def as_reply(answer: Any, status: int = 200) -> Reply:
@@ -102,7 +102,7 @@ class FakeServer:
         if isinstance(fault, Reply):
             return fault
         ids = sampled_of(asked["sampling_params"]["seed"])
-        return as_reply(make_answer(ids, versions=((self.version, 0, len(ids)),)))
+        return as_reply(make_answer(ids, request_id=asked["request_id"], versions=((self.version, 0, len(ids)),)))
 
     async def aclose(self) -> None:
         self.closed = True

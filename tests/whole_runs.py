@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -13,9 +15,12 @@ from pathlib import Path
 MARK = "AGENTRL_TEST_MARK"
 """Environment variable with a value of its own for each run; whatever the run starts inherits it."""
 
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+"""Where torch keeps compiled code for good; by default in the temporary folder, which a run is to leave empty."""
+
 
 class WholeRun:
-    """`agentrl ARGUMENTS` in `folder`, a context manager; leaving it ends the run and checks that no process is left.
+    """`agentrl ARGUMENTS` in `folder`, a context manager; leaving it ends the run and checks that no process and no temporary file is left.
 
     Args:
         limit: called in the child before it starts.
@@ -24,6 +29,7 @@ class WholeRun:
     def __init__(self, folder: Path, *arguments: str, limit=None) -> None:
         self._mark = uuid.uuid4().hex
         self._errors = (folder / f"errors-{self._mark}.txt").open("w+b")
+        self._temporary = tempfile.mkdtemp(prefix="t-")  # not below `folder`, whose path is too long for sockets
         self._process = subprocess.Popen(
             [sys.executable, "-m", "agentrl", *arguments],
             stdin=subprocess.DEVNULL,
@@ -31,7 +37,7 @@ class WholeRun:
             stderr=self._errors,
             cwd=folder,
             text=True,
-            env={**os.environ, MARK: self._mark, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, MARK: self._mark, "PYTHONUNBUFFERED": "1", "TMPDIR": self._temporary, CACHE: str(folder / "torch-cache")},
             preexec_fn=limit,
         )
 
@@ -46,7 +52,10 @@ class WholeRun:
         for pid, _ in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)
+        kept = os.listdir(self._temporary)
+        shutil.rmtree(self._temporary)
         assert not left, f"processes outlived their run: {left}"
+        assert not kept, f"a run left in its temporary folder: {kept}"
 
     def wait_for(self, text: str) -> str:
         """The next line of its output that begins so; fails where it ends without."""

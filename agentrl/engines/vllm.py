@@ -5,7 +5,9 @@ Rollout processes import this module, so it must not load torch.
 
 from __future__ import annotations
 
+import secrets
 from contextlib import asynccontextmanager
+from itertools import count
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakKeyDictionary
 
@@ -17,6 +19,7 @@ from agentrl.engines.vllm_api import (
     GENERATE,
     METRICS,
     BadAnswer,
+    Call,
     RequestRefused,
     check_sendable,
     generate_body,
@@ -73,6 +76,7 @@ class VllmEngine:
         self.context_length = 0
         """Tokens that prompt and completion may hold together, as the last `update` said; 0 before the first."""
         self._nursery = nursery
+        self._name, self._numbers = secrets.token_hex(4), count()
         self._timeout_s = timeout_s
         self._on_suspect = on_suspect
         self._vocab_size = vocab_size
@@ -173,21 +177,21 @@ class VllmEngine:
         max_tokens = min(request.max_tokens, self.context_length - len(request.ids))
         if max_tokens < 1:
             return Completion(ids=np.zeros(0, np.int32), logprobs=np.zeros(0, np.float32), versions=(), finish_reason="length")
-        body = generate_body(request, model=served.model, max_tokens=max_tokens, version=served.version)
-        reply = await self._connections[place].request("POST", GENERATE, body)
-        if reply.status in FINAL:
-            raise RequestRefused(f"{served.url} refused a request of {len(request.ids)} + {max_tokens} tokens: {refusal(reply.body)}")
-        if reply.status != 200:
-            raise BadAnswer(f"{served.url} answered {reply.status}: {refusal(reply.body)}")
-        return parse_answer(
-            reply.body,
-            request,
+        call = Call(
+            request=request,
+            id=f"{self._name}{next(self._numbers):08x}",
             url=served.url,
             model=served.model,
             max_tokens=max_tokens,
             version=served.version,
             vocab_size=self._vocab_size,
         )
+        reply = await self._connections[place].request("POST", GENERATE, generate_body(call))
+        if reply.status in FINAL:
+            raise RequestRefused(f"{served.url} refused a request of {len(request.ids)} + {max_tokens} tokens: {refusal(reply.body)}")
+        if reply.status != 200:
+            raise BadAnswer(f"{served.url} answered {reply.status}: {refusal(reply.body)}")
+        return parse_answer(reply.body, call)
 
     async def _watch(self, place: Place) -> None:
         """Follow one server's figures until it leaves, and let requests in as they allow."""

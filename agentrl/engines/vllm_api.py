@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -79,28 +80,45 @@ def check_sendable(request: Request) -> None:
         )
 
 
-def generate_body(request: Request, *, model: str, max_tokens: int, version: Version) -> bytes:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request as one server gets it."""
+
+    request: Request
+    id: str
+    """Comes back with the answer, which is nobody else's then."""
+    url: str
+    """Of the server, for errors."""
+    model: str
+    """The served name or adapter to ask for."""
+    max_tokens: int
+    """Of the request, clipped to the context."""
+    version: Version
+    """Of the weights that the server is known to have; it may have newer ones by now."""
+    vocab_size: int | None = None
+    """Sampled ids must be below it; None leaves that to whoever uses them."""
+
+
+def generate_body(call: Call) -> bytes:
     """The JSON body of one call.
 
-    Args:
-        request: what to sample.
-        model: the served name or adapter to ask for.
-        max_tokens: of the request, clipped to the context.
-        version: that the server is known to have. It salts the prefix cache: blocks that older weights computed, which a running
-            request may hold across an update, are never read by a newer one.
+    The version salts the prefix cache: blocks that older weights computed, which a running request may hold across an update, are never
+    read by a newer request.
     """
+    request = call.request
     contract = request.contract
     return msgspec.json.encode(
         {
-            "model": model,
+            "request_id": call.id,
+            "model": call.model,
             "token_ids": request.ids.tolist(),
-            "cache_salt": version_text(version),
+            "cache_salt": version_text(call.version),
             "sampling_params": {
                 "temperature": contract.temperature,
                 "top_p": contract.top_p,
                 "top_k": contract.top_k,
                 "min_p": contract.min_p,
-                "max_tokens": max_tokens,
+                "max_tokens": call.max_tokens,
                 "seed": request.seed,
                 "stop_token_ids": list(request.stop_ids),
                 "ignore_eos": True,  # only stop_ids end a completion; the model's own end tokens are among them where they should
@@ -134,40 +152,34 @@ class _Choice(msgspec.Struct):
 
 
 class _Answer(msgspec.Struct):
+    request_id: str
     choices: list[_Choice]
 
 
 _DECODER = msgspec.json.Decoder(_Answer)
 
 
-def parse_answer(
-    body: bytes, request: Request, *, url: str, model: str, max_tokens: int, version: Version, vocab_size: int | None = None
-) -> Completion:
-    """The completion in a server's answer; raises `BadAnswer` for any that is not exactly what was asked.
+def parse_answer(body: bytes, call: Call) -> Completion:
+    """The completion in a server's answer with status 200; raises `BadAnswer` for any that is not exactly what was asked.
 
-    Args:
-        body: of an answer with status 200.
-        request: what was asked, with `model`, `max_tokens` and `version` as in `generate_body`.
-        url: of the server, for errors.
-        model: a name with a version gives the completion that version; any other leaves it to the server's spans.
-        max_tokens: as asked.
-        version: the oldest that the server may have sampled with.
-        vocab_size: ids must be below it; None leaves that to whoever uses them.
+    A model's name with a version gives the completion that version; any other leaves it to the server's spans.
     """
     try:
         answer = _DECODER.decode(body)
+        if not answer.request_id.endswith(call.id):
+            raise ValueError(f"it answers the request {answer.request_id!r}, and {call.id!r} was asked")
         if len(answer.choices) != 1:
             raise ValueError(f"{len(answer.choices)} completions came for one request")
         choice = answer.choices[0]
-        ids, logprobs = _columns(choice, max_tokens, vocab_size)
-        reason = _finish_reason(choice, ids, request.stop_ids)
-        named = adapter_version(model)
+        ids, logprobs = _columns(choice, call.max_tokens, call.vocab_size)
+        reason = _finish_reason(choice, ids, call.request.stop_ids)
+        named = adapter_version(call.model)
         if named is None:
-            versions = _versions(choice.weight_versions, len(ids), version)
+            versions = _versions(choice.weight_versions, len(ids), call.version)
         else:
             versions = (VersionRun(version=named, start=0, end=len(ids)),)
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError, OverflowError) as error:
-        raise BadAnswer(f"{url} gave an answer that cannot be trained on: {error}; it began {_shown(body)}") from None
+        raise BadAnswer(f"{call.url} gave an answer that cannot be trained on: {error}; it began {_shown(body)}") from None
     return Completion(ids=ids, logprobs=logprobs, versions=versions, finish_reason=reason)
 
 

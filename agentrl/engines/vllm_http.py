@@ -1,11 +1,13 @@
-"""HTTP to one server, as lean as hundreds of concurrent calls need: h11 on trio's streams, and a stack of idle connections.
+"""HTTP to one server, as lean as hundreds of concurrent calls need: trio's streams, and a stack of idle connections.
 
 httpx's pool looks at every connection for every request: with 256 calls in flight that alone took half a core. Here a request takes the
-connection that was used last, whatever their number, and two writes and reads.
+connection that was used last, whatever their number. An answer of the usual form, which says its length, is read without ceremony; h11
+reads any other.
 """
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections import deque
 from dataclasses import dataclass
@@ -25,6 +27,10 @@ CHUNK = 1 << 16
 MOST_BYTES = 1 << 28
 """Of one answer; a server that sends more is broken."""
 
+_USUAL = re.compile(rb"HTTP/1\.1 ([2-5](?!04)\d\d)[^\r\n]*((?:\r\n[!-9;-~]+:[^\r\n]*)*)\r\n\r\n")
+"""The head of an answer that has a body: its status and its headers."""
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*(\d{1,18})[ \t]*(?=\r\n|\Z)")
+
 
 class HttpError(Exception):
     """The connection could not be made or was lost, or what came over it was no HTTP; the message names the server."""
@@ -41,7 +47,6 @@ class Reply:
 @dataclass(slots=True, kw_only=True)
 class _Connection:
     stream: trio.abc.Stream
-    state: h11.Connection
     used_at: float = 0.0
     silent: bool = True
     """Nothing has come yet for the request that it carries."""
@@ -56,7 +61,7 @@ class HttpServer:
         self._host = parts.hostname or ""
         self._tls = parts.scheme == "https"
         self._port = parts.port or (443 if self._tls else 80)
-        self._headers = [("host", parts.netloc), *headers.items()]
+        self._head = "".join(f"{name}: {value}\r\n" for name, value in {"host": parts.netloc, **headers}.items())
         self._context = ssl.create_default_context() if self._tls else None
         self._idle: deque[_Connection] = deque()
         self._closed = False
@@ -101,22 +106,16 @@ class HttpServer:
             raise HttpError(f"{self.url} did not accept a connection within {CONNECT_S:g} s") from None
         except OSError as error:
             raise HttpError(f"{self.url} accepts no connection: {error}") from error
-        return _Connection(stream=stream, state=h11.Connection(h11.CLIENT))
+        return _Connection(stream=stream)
 
     async def _exchange(self, connection: _Connection, method: str, target: str, body: bytes) -> Reply:
         connection.silent = True
         kept = False
         try:
-            headers = self._headers
-            if body:
-                headers = [*headers, ("content-type", "application/json"), ("content-length", str(len(body)))]
-            head = connection.state.send(h11.Request(method=method, target=target, headers=headers)) or b""
-            payload = (connection.state.send(h11.Data(data=body)) or b"") if body else b""
-            connection.state.send(h11.EndOfMessage())
-            await connection.stream.send_all(head + payload)
-            reply = await self._receive(connection)
-            if connection.state.our_state is h11.DONE and connection.state.their_state is h11.DONE and not self._closed:
-                connection.state.start_next_cycle()
+            kind = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n" if body else ""
+            await connection.stream.send_all(f"{method} {target} HTTP/1.1\r\n{self._head}{kind}\r\n".encode() + body)
+            reply, reusable = await self._receive(connection, method)
+            if reusable and not self._closed:
                 connection.used_at = trio.current_time()
                 self._idle.append(connection)
                 kept = True
@@ -129,16 +128,39 @@ class HttpServer:
             if not kept:
                 await trio.aclose_forcefully(connection.stream)
 
-    async def _receive(self, connection: _Connection) -> Reply:
+    async def _receive(self, connection: _Connection, method: str) -> tuple[Reply, bool]:
+        """Read an answer; returns it, and whether the connection may carry another request."""
+        data = bytes(await connection.stream.receive_some(CHUNK))
+        if not data:
+            raise HttpError(f"{self.url} closed the connection without an answer")
+        connection.silent = False
+        usual = _USUAL.match(data)
+        if usual is None or (length := _length_of(usual[2])) is None:
+            return await self._receive_any(connection, method, data)
+        chunks = [data[usual.end() :]]
+        missing = length - len(chunks[0])
+        while missing > 0:
+            chunks.append(bytes(await connection.stream.receive_some(CHUNK)))
+            if not chunks[-1]:
+                raise HttpError(f"{self.url} closed the connection {missing} bytes before the end of an answer of {length}")
+            missing -= len(chunks[-1])
+        # What comes after the answer would be taken for the next one.
+        return Reply(status=int(usual[1]), body=b"".join(chunks)[:length]), missing == 0
+
+    async def _receive_any(self, connection: _Connection, method: str, data: bytes) -> tuple[Reply, bool]:
+        """Read an answer of any form that HTTP allows, of which some has come."""
+        state = h11.Connection(h11.CLIENT)
+        state.send(h11.Request(method=method, target="/", headers=[("host", "server")]))
+        state.send(h11.EndOfMessage())
+        state.receive_data(data)
         status, chunks, size = 0, [], 0
         while True:
-            event = connection.state.next_event()
+            event = state.next_event()
             if event is h11.NEED_DATA:
-                data = await connection.stream.receive_some(CHUNK)
-                connection.silent = connection.silent and not data
+                data = bytes(await connection.stream.receive_some(CHUNK))
                 if not data and not status:
                     raise HttpError(f"{self.url} closed the connection without an answer")
-                connection.state.receive_data(bytes(data))
+                state.receive_data(data)
             elif isinstance(event, h11.Response):
                 status = event.status_code
             elif isinstance(event, h11.Data):
@@ -147,4 +169,15 @@ class HttpServer:
                 if size > MOST_BYTES:
                     raise HttpError(f"{self.url} sent more than {MOST_BYTES} bytes in one answer")
             elif isinstance(event, h11.EndOfMessage):
-                return Reply(status=status, body=b"".join(chunks))
+                done = state.our_state is h11.DONE and state.their_state is h11.DONE and not state.trailing_data[0]
+                return Reply(status=status, body=b"".join(chunks)), done
+
+
+def _length_of(headers: bytes) -> int | None:
+    """The length that an answer's headers declare; None where they say anything else of its form."""
+    lines = headers.lower()
+    lengths = _LENGTH.findall(lines)
+    if len(lengths) != 1 or b"\r\ntransfer-encoding:" in lines or b"\r\nconnection:" in lines or lines.count(b"content-length") != 1:
+        return None
+    length = int(lengths[0])
+    return length if length <= MOST_BYTES else None

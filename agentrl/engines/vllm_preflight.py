@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from agentrl.engines.vllm_api import GENERATE
-from agentrl.engines.vllm_control import RouteFailed
+from agentrl.engines.vllm_control import BROKEN, RouteFailed
 from agentrl.engines.vllm_facts import ServerFacts, read_facts
 from agentrl.engines.vllm_transports.base import BASE_MODEL
 from agentrl.errors import ConfigError
@@ -155,11 +155,19 @@ def _check_sampling(server: Control, facts: ServerFacts) -> None:
             f"{facts.url} runs with {what}, which may shape what it samples behind the learner's back; start it with --generation-config "
             "vllm and without --override-generation-config"
         )
-    if facts.logprobs_mode != "processed_logprobs" or _ignores_temperature(server):
+    if facts.logprobs_mode != "processed_logprobs" or (_settled(server, facts) and _ignores_temperature(server)):
         raise ConfigError(
             f"{facts.url} returns log-probs of the mode {facts.logprobs_mode}, and the learner needs those of what was sampled, after the "
             "temperature; start it with --logprobs-mode processed_logprobs"
         )
+
+
+def _settled(server: Control, facts: ServerFacts) -> bool:
+    """Whether the server can be asked for tokens.
+
+    A learner that died, or an update that failed, may have left it paused or with half of its weights. The next publish mends both.
+    """
+    return facts.weight_version != BROKEN and server.read("/is_paused", "is_paused") is False
 
 
 def _ignores_temperature(server: Control) -> bool:

@@ -101,6 +101,8 @@ class VllmPublisher:
         self._lock = threading.Lock()
         self._newest: Shipment | None = None
         self._probe: Probe | None = None
+        self._clean: set[str] = set()
+        """Servers whose last update is known to be closed."""
 
     def check(self, servers: Sequence[str]) -> None:
         """Raise `ConfigError` for a server that the transport does not reach; before the first publish, and for each one that joins."""
@@ -136,7 +138,7 @@ class VllmPublisher:
             return Published(
                 version=version,
                 model=shipment.model,
-                checksum=shipment.checksum.result(),
+                checksum=shipment.checksum,
                 num_bytes=shipment.num_bytes,
                 collect_s=collect_s,
                 outcomes=outcomes,
@@ -172,9 +174,11 @@ class VllmPublisher:
 
     def _bring(self, server: Control, shipment: Shipment, probe: Probe | None) -> Outcome:
         paused_s = 0.0
+        clean = server.url in self._clean
+        self._clean.discard(server.url)
         try:
             if self._transport.swaps:
-                paused_s = self._swap.run(server, self._transport, shipment)
+                paused_s = self._swap.run(server, self._transport, shipment, clean=clean)
             else:
                 self._transport.deliver(server, shipment)
                 self._transport.confirm(server, shipment)
@@ -182,6 +186,7 @@ class VllmPublisher:
                 self._compare(server, shipment, probe)
         except (AgentRLError, OSError) as error:  # the other servers go on, and this one does not count
             return Outcome(url=server.url, error=str(error) or type(error).__name__, paused_s=paused_s)
+        self._clean.add(server.url)
         return Outcome(url=server.url, paused_s=paused_s)
 
     def _compare(self, server: Control, shipment: Shipment, probe: Probe) -> None:

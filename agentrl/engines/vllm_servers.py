@@ -37,7 +37,8 @@ STRIKES = 2
 """Looks in a row that must fail before a server is taken out of use."""
 SUSPICIONS = 5
 """Failures that rollouts report of a server which says that it is well, without a good look in between, before it is taken out."""
-FIRST_BACKOFF_S, MOST_BACKOFF_S = 1.0, 30.0
+MOST_BACKOFF = 30
+"""Looks to wait, at most, before a server is started again: 1, 4, 16 ..."""
 
 
 class VllmServers:
@@ -49,6 +50,7 @@ class VllmServers:
         away_timeout_s: longest time without any server in use, where one may still come back.
         max_restarts: of one server of the run's own.
         control: makes the control routes of a URL.
+        look_s: seconds between two looks at a server.
         say: is told what happens to servers, a line each.
     """
 
@@ -60,10 +62,12 @@ class VllmServers:
         away_timeout_s: float,
         max_restarts: int,
         control: Callable[[str], Control],
+        look_s: float = LOOK_S,
         say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._servers = list(servers)
         self.control = control
+        self._look_s = look_s
         self._expected = Expectations(owner="")
         self._publisher: VllmPublisher | None = None
         self._start_timeout_s, self._away_timeout_s, self._max_restarts = start_timeout_s, away_timeout_s, max_restarts
@@ -190,7 +194,7 @@ class VllmServers:
             if time.monotonic() > deadline:
                 said = launcher.describe_end()
                 raise SamplerUnavailable(f"no answer within engine.launch.start_timeout_s={self._start_timeout_s:g} s: {said}")
-            if self._closing.wait(LOOK_S):
+            if self._closing.wait(self._look_s):
                 raise SamplerUnavailable("the run has ended")
 
     def _check(self, server: Server) -> None:
@@ -202,7 +206,7 @@ class VllmServers:
         while not any(server.state == "serving" for server in self._servers):
             if time.monotonic() > deadline or all(server.state == "lost" for server in self._servers):
                 raise SamplerUnavailable(f"no vLLM server is left to publish to: {self.describe_end()}")
-            self._closing.wait(LOOK_S / 10)
+            self._closing.wait(self._look_s / 10)
 
     def _is_well(self, server: Server) -> bool:
         try:
@@ -215,7 +219,7 @@ class VllmServers:
     def _follow(self, server: Server) -> None:
         """Look at one server until the run ends: take it out of use when it is in trouble, and bring it back."""
         strikes, renewed = 0, time.monotonic()
-        while not self._closing.wait(LOOK_S):
+        while not self._closing.wait(self._look_s):
             if server.state == "serving":
                 ended = server.launcher is not None and server.launcher.ended()
                 well = not ended and self._is_well(server)
@@ -278,7 +282,7 @@ class VllmServers:
         if launcher.restarts >= self._max_restarts:
             server.state = "lost"
             raise SamplerUnavailable(f"{server.name} was started again {launcher.restarts} times: {launcher.describe_end()}")
-        if self._closing.wait(min(FIRST_BACKOFF_S * 4**launcher.restarts, MOST_BACKOFF_S)):
+        if self._closing.wait(self._look_s * min(4**launcher.restarts, MOST_BACKOFF)):
             raise SamplerUnavailable("the run has ended")
         launcher.restarts += 1
         said = launcher.describe_end()

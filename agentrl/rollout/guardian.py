@@ -101,7 +101,8 @@ class _Watch:
             os.killpg(self._worker, signal.SIGKILL)
         deadline = time.monotonic() + KILL_S
         while self._reap() and time.monotonic() < deadline:
-            for pid in _descendants(os.getpid()) | ({self._worker} if self._status is None else set()):
+            unreaped = [self._worker] if self._status is None else []
+            for pid in [*unreaped, *_descendants(os.getpid())]:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
             self._ready(self._signals, timeout_s=_AGAIN_S)

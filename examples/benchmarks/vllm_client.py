@@ -29,6 +29,7 @@ from agentrl.records import SamplingContract, Version
 PROMPT, GIVEN = 500, 100
 """Tokens of the first prompt, and of what the environment adds at each further turn."""
 VOCABULARY = 150_000
+ID = b"generate-tokens-0123456789abcdef"
 WARM_UP_TURNS = 4
 """Until the limits of requests in flight have grown to what the episodes ask for."""
 FIGURES = b"vllm:num_requests_running 1.0\nvllm:num_requests_waiting 0.0\nvllm:kv_cache_usage_perc 0.1\nvllm:num_preemptions_total 0.0\n"
@@ -40,7 +41,7 @@ def http(body: bytes, kind: str) -> bytes:
 
 
 def answer(tokens: int) -> bytes:
-    """An answer with every field that vLLM sends."""
+    """An answer with every field that vLLM sends; its id is to be put in."""
     draw = random.Random(0)
     ids = [draw.randrange(2, VOCABULARY) for _ in range(tokens)]
     chosen = [{"token_id": number, "logprob": -draw.expovariate(1.0), "rank": 1} for number in ids]
@@ -55,7 +56,7 @@ def answer(tokens: int) -> bytes:
         "logprobs": {"content": [{**token, "top_logprobs": [token]} for token in chosen]},
     }
     usage = {"prompt_tokens": PROMPT, "total_tokens": PROMPT + tokens, "completion_tokens": tokens, "prompt_tokens_details": None}
-    whole = {"request_id": "0" * 32, "model": "policy", "created": 1, "usage": usage, "output_mode": "tokens", "choices": [choice]}
+    whole = {"request_id": ID.decode(), "model": "policy", "created": 1, "usage": usage, "output_mode": "tokens", "choices": [choice]}
     return http(json.dumps(whole, separators=(",", ":")).encode(), "application/json")
 
 
@@ -78,7 +79,8 @@ class Simulated(asyncio.Protocol):
         if head.startswith(b"GET /metrics"):
             self.write(http(FIGURES + HISTOGRAM * 500, "text/plain"))
         else:
-            asyncio.get_running_loop().call_later(self.turn_s * random.uniform(0.5, 1.5), self.write, self.reply)
+            asked = ID[:-16] + body.partition(b'"request_id":"')[2][:16]
+            asyncio.get_running_loop().call_later(self.turn_s * random.uniform(0.5, 1.5), self.write, self.reply.replace(ID, asked, 1))
 
     def write(self, data: bytes) -> None:
         if isinstance(self.transport, asyncio.WriteTransport) and not self.transport.is_closing():
@@ -124,14 +126,15 @@ class Meter:
 
 
 async def play(engine: VllmEngine, meter: Meter, options: argparse.Namespace, episode: int) -> None:
-    ids = np.full(PROMPT, 7, dtype=np.int32)
+    draw = np.random.default_rng(episode)
+    ids = draw.integers(2, VOCABULARY, PROMPT, dtype=np.int32)
     for turn in range(options.turns):
         contract = SamplingContract(engine="vllm")
         request = Request(ids=ids, max_tokens=options.tokens, contract=contract, seed=turn, stop_ids=(1,), session=str(episode))
         completion = await engine.generate(request)
         assert len(completion.ids) == options.tokens
         meter.requests += 1
-        ids = np.concatenate([ids, completion.ids, np.full(GIVEN, 7, dtype=np.int32)])
+        ids = np.concatenate([ids, completion.ids, draw.integers(2, VOCABULARY, GIVEN, dtype=np.int32)])
 
 
 async def measure(urls: list[str], options: argparse.Namespace) -> dict[str, float]:

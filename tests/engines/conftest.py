@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,8 @@ from agentrl.engines.decoder import Loaded, load_decoder
 from agentrl.engines.protocol import Completion, Request
 from agentrl.engines.scheduler import Scheduler
 from agentrl.records import SamplingContract, Version
+
+sys.path.insert(0, str(Path(__file__).parent))  # fakes that several modules here share
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -131,7 +131,7 @@ def test_budgets_are_clipped_to_the_context_and_a_full_one_is_a_truncated_end():
 
 @pytest.mark.parametrize("figures", [lost(), Reply(status=404, body=b"not found"), Reply(status=200, body=b"\xff")])
 def test_a_server_without_figures_is_told_and_still_used(figures):
-    server = FakeServer(A, figures=figures)
+    server = FakeServer(A, turn_s=0.5, figures=figures)
     completion, _, suspects = play(lambda engine: engine.generate(make_request(2)), server)
     assert completion.ids.tolist() == sampled_of(2)
     assert [url for url, _ in suspects] == [A]

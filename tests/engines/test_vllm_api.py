@@ -11,6 +11,7 @@ from vllm_fakes import STOP, VOCABULARY, make_answer, make_request
 
 from agentrl.engines.vllm_api import (
     BadAnswer,
+    Call,
     RequestRefused,
     adapter_version,
     base_of,
@@ -29,9 +30,13 @@ URL = "http://10.0.0.2:8000"
 FIRST = Version()
 
 
-def parse(answer, *, model="policy", max_tokens=8, version=FIRST):
-    body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-    return parse_answer(body, make_request(), url=URL, model=model, max_tokens=max_tokens, version=version, vocab_size=VOCABULARY)
+def make_call(request=None, *, model="policy", max_tokens=8, version=FIRST):
+    request = request or make_request()
+    return Call(request=request, id="r", url=URL, model=model, max_tokens=max_tokens, version=version, vocab_size=VOCABULARY)
+
+
+def parse(answer, **call):
+    return parse_answer(answer if isinstance(answer, bytes) else json.dumps(answer).encode(), make_call(**call))
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**9))
@@ -56,8 +61,9 @@ def test_an_adapters_name_says_its_version_and_base():
 
 def test_the_body_says_all_that_shapes_the_distribution_and_the_end():
     request = make_request(2**62, temperature=0.6, top_p=0.9, top_k=5, min_p=0.1)
-    body = json.loads(generate_body(request, model="policy", max_tokens=3, version=Version(lineage=1, step=7)))
+    body = json.loads(generate_body(make_call(request, max_tokens=3, version=Version(lineage=1, step=7))))
     assert body == {
+        "request_id": "r",
         "model": "policy",
         "token_ids": [10, 11, 12, 13],
         "cache_salt": "1.7",
@@ -130,6 +136,8 @@ def set_spans(*spans):
 
 BROKEN = {
     "no choices": (lambda _, answer: answer.update(choices=[]), "0 completions"),
+    "another request's": (lambda _, answer: answer.update(request_id="generate-tokens-q"), "answers the request 'generate-tokens-q'"),
+    "no request's": (lambda _, answer: answer.pop("request_id"), "request_id"),
     "two choices": (lambda choice, answer: answer.update(choices=[choice, choice]), "2 completions"),
     "null choices": (lambda _, answer: answer.update(choices=None), "array"),
     "null ids": (lambda choice, _: choice.update(token_ids=None), "array"),

@@ -115,6 +115,12 @@ def test_an_answer_may_end_with_its_connection():
     assert answering.connections == 2
 
 
+def test_what_comes_after_an_answer_is_never_taken_for_the_next_one():
+    answering = Answering(OK + OK.replace(b"ok", b"no"))
+    assert talk(answering, ask_twice) == [Reply(status=200, body=b"ok")] * 2
+    assert answering.connections == 2
+
+
 def test_a_connection_that_the_server_closed_while_idle_is_replaced():
     answering = Answering(OK, closes_after=1)
 

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from vllm_server_fake import SETTINGS, FakeServers, servers
 
-from agentrl.engines.vllm_control import RouteFailed
+from agentrl.engines.vllm_control import BROKEN, RouteFailed
 from agentrl.engines.vllm_preflight import Expectations, check_server, claim, release
 from agentrl.engines.vllm_probe import prompt_logprobs
 from agentrl.errors import ConfigError
@@ -99,6 +99,13 @@ def test_a_mode_that_a_server_states_wrongly_is_found_by_what_it_does() -> None:
 @pytest.mark.parametrize("gap", [0.0, 5e-4, 30.0], ids=["uniform", "nearly", "certain"])
 def test_a_distribution_that_tells_nothing_is_no_reason_to_refuse(gap: float) -> None:
     check_server(servers(gap=gap).control(ONE), Expectations(**GOOD))
+
+
+@pytest.mark.parametrize("state", [{"paused": True}, {"version": BROKEN}], ids=["paused", "broken"])
+def test_a_server_that_somebody_left_in_the_middle_of_an_update_is_not_asked_for_tokens(state: dict[str, Any]) -> None:
+    fleet = servers(**state, answers={"/inference/v1/generate": httpx.ReadTimeout("never")})
+    check_server(fleet.control(ONE), Expectations(**GOOD))
+    assert "/inference/v1/generate" not in fleet.servers[0].calls
 
 
 def test_a_key_is_sent_and_a_wrong_one_is_named() -> None:

@@ -99,7 +99,7 @@ def test_a_server_that_joins_takes_part_at_once():
             await trio.testing.wait_all_tasks_blocked()
             assert (first.running, second.running) == (FIRST, 8)
 
-    play(join, first, second)
+    play(join, first, second, max_requests=FIRST)
 
 
 def test_a_new_version_or_adapter_lets_requests_go_on_and_another_model_does_not():
@@ -209,7 +209,7 @@ def test_as_many_requests_are_in_flight_as_the_server_keeps_up_with():
         return seen
 
     (high, low), _, _ = play(rise_and_fall, server, timeout_s=1e6)
-    assert high == FIRST * 16
+    assert high in {FIRST * 8, FIRST * 16}  # by whether the first look found requests waiting
     assert low == 1
 
 

@@ -67,6 +67,9 @@ class FakeServer:
     def on_version(self, body: dict[str, Any]) -> Any:
         return {"version": "0.32.0"}
 
+    def on_health(self, body: dict[str, Any]) -> Any:
+        return None
+
     def on_v1_models(self, body: dict[str, Any]) -> Any:
         base = {"id": "policy", "root": "/model", "max_model_len": self.context_length}
         return {"data": [base, *({"id": name, "root": path} for name, path in self.adapters.items())]}
@@ -88,6 +91,9 @@ class FakeServer:
         prompt = [None, *({str(token): {"logprob": -1.0}} for token in body["token_ids"][1:])]
         content = [{"top_logprobs": [{"logprob": -999.0}, {"logprob": -0.5}, {"logprob": -0.5 - gap}]}]
         return {"prompt_logprobs": prompt, "choices": [{"logprobs": {"content": content}}]}
+
+    def on_is_paused(self, body: dict[str, Any]) -> Any:
+        return {"is_paused": self.paused}
 
     def on_pause(self, body: dict[str, Any]) -> Any:
         self.paused = True

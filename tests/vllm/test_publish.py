@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,9 @@ import httpx
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
+from agentrl.config import RunConfig
 from agentrl.engines.vllm_control import BROKEN, Control, http_client
 from agentrl.engines.vllm_preflight import Expectations, check_server, claim, release
 from agentrl.engines.vllm_probe import Probe, prompt_logprobs
@@ -19,16 +22,21 @@ from agentrl.engines.vllm_transports.filesystem import FilesystemTransport
 from agentrl.engines.vllm_transports.lora import LoraTransport
 from agentrl.engines.vllm_transports.stream import StreamTransport
 from agentrl.errors import ConfigError, PublishError
+from agentrl.learner.model import load_policy, plain_logprobs
+from agentrl.learner.weights import all_weights
 from agentrl.quickstart import model_path
 from agentrl.records import Version
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 IDS = tuple(range(20, 60))
 TOLERANCE = 1e-4
+FLYING, LONG = 16, 900
+"""Requests in flight, and their tokens: so many that they are still there when a publish comes."""
 SWAPS = ["filesystem", "shared memory", "tcp"]
 
 
@@ -75,6 +83,22 @@ class Fleet:
         assert answer.status_code == 200, answer.text
         choice: dict[str, Any] = answer.json()["choices"][0]
         return choice
+
+    @contextlib.contextmanager
+    def flying(self, ids: tuple[int, ...] = IDS, **options: Any) -> Iterator[list[dict[str, Any]]]:
+        """Around what happens while many long requests are being decoded; their completions are in the list afterwards."""
+        choices: list[dict[str, Any]] = []
+        with ThreadPoolExecutor(FLYING) as threads:
+            calls = [
+                threads.submit(self.generate, ids, tokens=LONG, sampling={"temperature": 1.0, "seed": seed}, **options)
+                for seed in range(FLYING)
+            ]
+            for call in calls:
+                call.add_done_callback(lambda done: choices.append(done.result()))
+            self.running(FLYING)
+            yield choices
+        for call in calls:
+            call.result()  # an error of one is an error
 
     def running(self, wanted: float) -> None:
         """Return when so many requests are being decoded."""
@@ -143,27 +167,22 @@ def test_a_request_in_flight_goes_on_with_the_right_spans(fleet: Fleet, transpor
     publisher.publish(fleet.model.named_parameters(), Version(step=1), [fleet.url])
     old = transformers.AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32)
     fleet.perturb(21)
-    with ThreadPoolExecutor(1) as threads:
-        flying = threads.submit(lambda: fleet.generate(tokens=900, cache_salt="0.1"))
-        fleet.running(1)
+    with fleet.flying(cache_salt="0.1") as choices:
         result = publisher.publish(fleet.model.named_parameters(), Version(step=2), [fleet.url])
-        choice = flying.result()
     assert result.failed == {}
-    spans = choice["weight_versions"]
-    assert [span["version"] for span in spans] == ["0.1", "0.2"]
-    split = spans[0]["end"]
-    assert (spans[0]["start"], spans[1]["start"], spans[1]["end"]) == (0, split, 900)
-    ids = (*IDS, *choice["token_ids"])
-    got = tuple(entry["logprob"] for entry in choice["logprobs"]["content"])
-    assert worst(got[:split], logprobs_of(old, ids)[len(IDS) - 1 :][:split]) < TOLERANCE
-    new = worst(got[split:], logprobs_of(fleet.model, ids)[len(IDS) - 1 :][split:])
-    if kv == "recompute":
-        assert new < TOLERANCE
-        tail = ids[: len(IDS) + split]
-        again = fleet.generate(tail, tokens=8)  # what the new weights choose after this very text
-        assert again["token_ids"] == choice["token_ids"][split : split + 8]
-    else:
-        assert new > 1e-2  # the old weights' keys and values are still there, as asked
+    for choice in choices:
+        spans = choice["weight_versions"]
+        assert [span["version"] for span in spans] == ["0.1", "0.2"]
+        split = spans[0]["end"]
+        assert (spans[0]["start"], spans[1]["start"], spans[1]["end"]) == (0, split, LONG)
+        ids = (*IDS, *choice["token_ids"])
+        got = tuple(entry["logprob"] for entry in choice["logprobs"]["content"])
+        assert worst(got[:split], logprobs_of(old, ids)[len(IDS) - 1 :][:split]) < TOLERANCE
+        new = worst(got[split:], logprobs_of(fleet.model, ids)[len(IDS) - 1 :][split:])
+        if kv == "recompute":
+            assert new < TOLERANCE
+        else:
+            assert new > 1e-2  # the old weights' keys and values are still there, as asked
 
 
 def test_a_kept_cache_is_not_met_by_requests_of_a_newer_version(fleet: Fleet) -> None:
@@ -171,12 +190,10 @@ def test_a_kept_cache_is_not_met_by_requests_of_a_newer_version(fleet: Fleet) ->
     publisher.publish(fleet.model.named_parameters(), Version(step=1), [fleet.url])
     fleet.perturb(31)
     prompt = tuple(20 + place % 300 for place in range(64))
-    with ThreadPoolExecutor(1) as threads:
-        flying = threads.submit(lambda: fleet.generate(prompt, tokens=900, cache_salt="0.1"))
-        fleet.running(1)
+    with fleet.flying(prompt, cache_salt="0.1") as choices:
         publisher.publish(fleet.model.named_parameters(), Version(step=2), [fleet.url])
         fresh = fleet.generate(prompt, tokens=1, cache_salt="0.2")
-        flying.result()
+    assert {len(choice["weight_versions"]) for choice in choices} == {2}
     wanted = logprobs_of(fleet.model, (*prompt, fresh["token_ids"][0]))[-1]
     assert abs(fresh["logprobs"]["content"][0]["logprob"] - wanted) < TOLERANCE
 
@@ -187,19 +204,30 @@ def test_an_update_that_failed_half_way_serves_nothing_and_is_brought_up_to_date
     fleet.perturb(41)
     half = [(name, tensor) for name, tensor in fleet.model.named_parameters() if "k_proj" not in name]
     bad = fleet.publisher("filesystem")
-    with ThreadPoolExecutor(1) as threads:
-        flying = threads.submit(lambda: fleet.generate(tokens=900, cache_salt="0.1"))
-        fleet.running(1)
-        with pytest.raises(PublishError, match="reached no vLLM server"):
-            bad.publish(half, Version(step=2), [fleet.url])
-        choice = flying.result()
-    assert choice["finish_reason"] == "abort"
-    assert {span["version"] for span in choice["weight_versions"] or ()} <= {"0.1", BROKEN}
+    with fleet.flying(cache_salt="0.1") as choices, pytest.raises(PublishError, match="reached no vLLM server"):
+        bad.publish(half, Version(step=2), [fleet.url])
+    for choice in choices:
+        assert choice["finish_reason"] == "abort"
+        assert {span["version"] for span in choice["weight_versions"] or ()} <= {"0.1", BROKEN}
     assert fleet.server.read("/weight_info", "weight_version") == BROKEN
     assert fleet.server.read("/is_paused", "is_paused") is False
     good = fleet.publisher("shared memory")
     assert good.publish(fleet.model.named_parameters(), Version(step=2), [fleet.url], fleet.probe()).failed == {}
     assert good.bring_up_to_date(fleet.url).error == ""
+
+
+def test_a_server_that_a_dead_learner_left_in_the_middle_of_an_update_is_mended(fleet: Fleet, tmp_path: Path) -> None:
+    stale = {name: tensor + 1.0 for name, tensor in fleet.model.named_parameters() if "q_proj" in name or "up_proj" in name}
+    save_file(stale, tmp_path / "half.safetensors")
+    fleet.server.command("/pause", query={"mode": "keep", "clear_cache": "false"})
+    fleet.server.command("/start_weight_update")
+    fleet.server.command("/update_weights", {"update_info": {"kind": "file", "paths": [str(tmp_path / "half.safetensors")]}})
+    check_server(fleet.server, Expectations(owner="a new run"))
+    release(fleet.server, "a new run")
+    fleet.perturb(51)
+    publisher = fleet.publisher("filesystem")
+    assert publisher.publish(fleet.model.named_parameters(), Version(step=1), [fleet.url], fleet.probe()).failed == {}
+    assert fleet.server.read("/is_paused", "is_paused") is False
 
 
 def test_unknown_and_misshapen_weights_are_refused_by_the_server(fleet: Fleet) -> None:
@@ -212,6 +240,19 @@ def test_unknown_and_misshapen_weights_are_refused_by_the_server(fleet: Fleet) -
         with pytest.raises(PublishError, match=message):
             fleet.publisher("filesystem").publish(sent, Version(step=1), [fleet.url])
     assert publisher.publish(whole, Version(step=1), [fleet.url], fleet.probe()).failed == {}
+
+
+def test_an_adapter_merged_into_the_whole_model_travels_like_any_other_weights(fleet: Fleet) -> None:
+    lora = {"rank": 4, "target_modules": ["q_proj", "down_proj"]}  # without k and v, which lie in one layer with q there
+    config = RunConfig(model=model_path(), learner={"lora": lora, "device": "cpu"})
+    policy = load_policy(config, model_path(), torch.device("cpu"), master=torch.float32, trained=True)
+    for name, parameter in policy.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    wanted = tuple(plain_logprobs(policy, IDS))
+    probe = Probe(ids=IDS, logprobs=wanted, tolerance=TOLERANCE)
+    assert fleet.publisher("filesystem").publish(all_weights(policy), Version(step=1), [fleet.url], probe).failed == {}
+    assert worst(wanted, logprobs_of(fleet.model, IDS)) > 0.1
 
 
 def adapter(seed: int, scale: float) -> tuple[list[tuple[str, torch.Tensor]], dict[str, Any]]:
@@ -263,21 +304,25 @@ def test_adapters_of_several_versions_are_served_side_by_side_and_requests_keep_
     models = {f"policy@5.{step}": adapter(step, 0.2)[0] for step in (1, 2, 3, 4)}
     first, second, *later = models
     publisher.publish(models[first], Version(lineage=5, step=1), [fleet.url])
-    alone = fleet.generate(tokens=900, model=first)["token_ids"]
-    with ThreadPoolExecutor(1) as threads:
-        flying = threads.submit(lambda: fleet.generate(tokens=900, model=first, cache_salt="anew"))
-        fleet.running(1)
+    with fleet.flying(model=first, cache_salt="anew") as choices:
         for step, name in enumerate((second, *later), start=2):  # the first name is unloaded on the way
             result = publisher.publish(models[name], Version(lineage=5, step=step), [fleet.url])
             assert (result.model, result.failed) == (name, {})
             assert result.outcomes[0].paused_s == 0
-        assert not flying.done(), "the request was over before the last adapter came; ask for more tokens"
-        assert flying.result()["token_ids"] == alone
+        assert not choices, "the requests were over before the last adapter came; ask for more of them"
+    assert len(choices) == FLYING
+    for choice in choices:
+        assert choice["finish_reason"] == "length"
+        ids = (*IDS, *choice["token_ids"])
+        got = tuple(entry["logprob"] for entry in choice["logprobs"]["content"])
+        assert worst(got, logprobs_of(merged(models[first]), ids)[len(IDS) - 1 :]) < TOLERANCE
     served = {one["id"] for one in fleet.server.read("/v1/models", "data")}
     assert {name for name in models if name in served} == set(list(models)[1:])
     for name in list(models)[1:]:
         assert worst(prompt_logprobs(fleet.server, name, IDS), logprobs_of(merged(models[name]), IDS)) < TOLERANCE
     assert worst(prompt_logprobs(fleet.server, "policy", IDS), logprobs_of(base, IDS)) < TOLERANCE
+    for name in list(models)[1:]:
+        fleet.server.post("/v1/unload_lora_adapter", {"lora_name": name})
 
 
 def test_adapters_that_the_server_cannot_serve_are_refused_with_the_cure(fleet: Fleet) -> None:

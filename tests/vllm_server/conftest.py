@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import pytest
-from real_vllm import running, vllm_python
+import real_vllm
 
 
 @pytest.fixture(scope="session")
-def vllm_server(tmp_path_factory):
+def vllm_python():
+    """Python of vLLM's environment."""
+    return real_vllm.vllm_python()
+
+
+@pytest.fixture(scope="session")
+def vllm_server(tmp_path_factory, vllm_python):
     """One real server of the quickstart model for all tests, whose weights they change: each sends its own first."""
-    vllm_python()
-    with running(tmp_path_factory.mktemp("vllm")) as server:
+    with real_vllm.running(tmp_path_factory.mktemp("vllm"), python=vllm_python, lora={"rank": 8}) as server:
         yield server

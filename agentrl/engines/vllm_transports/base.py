@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from concurrent.futures import Future
     from pathlib import Path
 
     import torch
@@ -29,8 +28,8 @@ class Shipment:
     names: tuple[str, ...]
     """Of the tensors, in the order in which they came."""
     num_bytes: int
-    checksum: Future[str]
-    """Of what was collected; computed beside the delivery."""
+    checksum: str
+    """Of what was collected."""
     paths: tuple[Path, ...] = ()
     """Files or folders that hold it, where the transport uses any."""
 

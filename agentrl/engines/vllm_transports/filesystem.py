@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from agentrl.engines.vllm_api import version_text
 from agentrl.engines.vllm_control import RouteFailed
 from agentrl.engines.vllm_transports.base import BASE_MODEL, Shipment
-from agentrl.engines.vllm_transports.store import Placed, SharedFolder, checksum_of, write_weights
+from agentrl.engines.vllm_transports.store import Placed, SharedFolder, write_weights
 from agentrl.errors import ConfigError, PublishError
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ class FilesystemTransport:
         self.folder = SharedFolder(parent)
         self._dtype = dtype
         self._placed: tuple[Placed, ...] = ()
-        self._hasher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights-checksum")
 
     def check(self, server: Control) -> None:
         """Raise `ConfigError` where the server does not read what is written here."""
@@ -50,7 +48,8 @@ class FilesystemTransport:
         """Write a version; the one before is removed first, so that there is never room needed for two."""
         self._remove_versions()
         folder = self.folder.path / f"{version.lineage}.{version.step}"
-        self._placed = placed = write_weights(folder, weights, self._dtype)
+        written = write_weights(folder, weights, self._dtype)
+        self._placed = placed = written.placed
         if not placed:
             raise PublishError(f"no weights were given for version {version.step}")
         return Shipment(
@@ -58,7 +57,7 @@ class FilesystemTransport:
             model=BASE_MODEL,
             names=tuple(one.name for one in placed),
             num_bytes=sum(one.num_bytes for one in placed),
-            checksum=self._hasher.submit(checksum_of, placed),
+            checksum=written.checksum,
             paths=tuple(dict.fromkeys(one.path for one in placed)),
         )
 
@@ -81,7 +80,6 @@ class FilesystemTransport:
 
     def close(self) -> None:
         """Remove everything that was written."""
-        self._hasher.shutdown()
         self.folder.close()
 
     def _remove_versions(self) -> None:
@@ -108,7 +106,7 @@ def check_shared(server: Control, folder: SharedFolder) -> None:
 
 def confirm_received(server: Control, shipment: Shipment) -> None:
     """Raise `RouteFailed` unless every worker has loaded exactly the bytes of a shipment and the server stamps its version."""
-    sent = {"version": version_text(shipment.version), "names": len(shipment.names), "checksum": shipment.checksum.result()}
+    sent = {"version": version_text(shipment.version), "names": len(shipment.names), "checksum": shipment.checksum}
     for answer in server.rpc("agentrl_received"):
         got = {key: answer.get(key) for key in sent}
         if got != sent:

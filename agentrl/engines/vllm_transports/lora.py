@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from agentrl.engines.vllm_api import version_text
@@ -82,9 +81,7 @@ class LoraTransport:
         name = f"{BASE_MODEL}@{version_text(version)}"
         folder = self.folder.path / name
         names, num_bytes, checksum = self._save(folder, weights)
-        done: Future[str] = Future()
-        done.set_result(checksum)
-        shipment = Shipment(version=version, model=name, names=names, num_bytes=num_bytes, checksum=done, paths=(folder,))
+        shipment = Shipment(version=version, model=name, names=names, num_bytes=num_bytes, checksum=checksum, paths=(folder,))
         self._published = [*(one for one in self._published if one.model != name), shipment]
         return shipment
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 from agentrl.engines.vllm_api import version_text
@@ -79,9 +79,8 @@ class NcclTransport:
 
         kind: torch.dtype | None = None if self._dtype is None else getattr(torch_module, self._dtype)
         self._weights = [(name, converted(tensor, kind).contiguous()) for name, tensor in weights]
-        checksum: Future[str] = Future()
         try:
-            checksum.set_result(weights_checksum(self._weights))
+            checksum = weights_checksum(self._weights)
         except ValueError as error:
             raise PublishError(str(error)) from None
         num_bytes = sum(tensor.numel() * tensor.element_size() for _, tensor in self._weights)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 import os
 import re
 import secrets
@@ -16,6 +15,8 @@ import shutil
 import socket
 import struct
 import tempfile
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,8 @@ from typing import TYPE_CHECKING
 from agentrl.errors import ConfigError, PublishError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator
+    from concurrent.futures import Future
     from typing import BinaryIO
 
     import torch
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 MARKER = "agentrl-marker-"
 """Start of the name of a file that a server is asked to read, to see whether it shares the folder."""
 WEIGHTS_PER_FILE = 4096
+MOST_PENDING = 4
+"""Tensors that wait for their checksum while later ones are written."""
 HEADER_ROOM = 2 << 20
 """Bytes kept for a file's header, which comes first and is known last: 512 for each weight."""
 _LENGTH = struct.Struct("<Q")
@@ -102,29 +106,55 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def write_weights(folder: Path, weights: Iterable[tuple[str, torch.Tensor]], dtype: str | None) -> tuple[Placed, ...]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """A version in a folder."""
+
+    placed: tuple[Placed, ...]
+    """Every tensor, in the order in which they came."""
+    checksum: str
+    """As `agentrl.transfer_format.Receipt` computes it, and the servers over what they loaded."""
+
+
+def write_weights(folder: Path, weights: Iterable[tuple[str, torch.Tensor]], dtype: str | None) -> Written:
     """Write a stream of weights into a new folder; floating ones in `dtype`, or in their own where it is None.
 
     Raises `PublishError` for a name that comes twice, a type without a name in the format, or a disk that refuses.
     """
+    from agentrl.transfer_format import Receipt
+
+    placed: list[Placed] = []
+    receipt = Receipt()
+    with contextlib.ExitStack() as files, ThreadPoolExecutor(max_workers=1, thread_name_prefix="weights-checksum") as hashing:
+        pending: deque[Future[None]] = deque()
+        writer: _Writer | None = None
+        try:
+            folder.mkdir()
+            for name, tensor in _converted(weights, dtype):
+                if writer is None or writer.full:
+                    writer = files.enter_context(_Writer(folder / f"weights-{len(placed)}.safetensors"))
+                pending.append(hashing.submit(receipt.add, name, tensor))
+                placed.append(writer.add(name, tensor))
+                if len(pending) > MOST_PENDING:
+                    pending.popleft().result()
+            for one in pending:
+                one.result()
+        except OSError as error:
+            raise PublishError(f"no room in {folder.parent} for the weights on their way to the servers: {error}") from error
+    return Written(placed=tuple(placed), checksum=receipt.hexdigest())
+
+
+def _converted(weights: Iterable[tuple[str, torch.Tensor]], dtype: str | None) -> Iterator[tuple[str, torch.Tensor]]:
     from agentrl.checksum import converted
     from agentrl.transfer_format import dtype_named
 
     kind = None if dtype is None else dtype_named(dtype)
-    placed: dict[str, Placed] = {}
-    with contextlib.ExitStack() as files:
-        writer: _Writer | None = None
-        try:
-            folder.mkdir()
-            for name, tensor in weights:
-                if name in placed:
-                    raise PublishError(f"weight {name!r} was sent twice; a tied weight is sent once, under one name")
-                if writer is None or writer.full:
-                    writer = files.enter_context(_Writer(folder / f"weights-{len(placed)}.safetensors"))
-                placed[name] = writer.add(name, converted(tensor, kind))
-        except OSError as error:
-            raise PublishError(f"no room in {folder.parent} for the weights on their way to the servers: {error}") from error
-    return tuple(placed.values())
+    seen = set()
+    for name, tensor in weights:
+        if name in seen:
+            raise PublishError(f"weight {name!r} was sent twice; a tied weight is sent once, under one name")
+        seen.add(name)
+        yield name, converted(tensor, kind).cpu().contiguous()
 
 
 class _Writer:
@@ -170,17 +200,3 @@ class _Writer:
             )
         self._file.seek(0)
         self._file.write(_LENGTH.pack(HEADER_ROOM) + text.ljust(HEADER_ROOM))
-
-
-def checksum_of(placed: Sequence[Placed]) -> str:
-    """The checksum that the servers compute over what they loaded, here over what was written: a page lost on the way counts too."""
-    from agentrl.transfer_format import Receipt, tensor_from
-
-    receipt = Receipt()
-    maps: dict[Path, memoryview] = {}
-    for one in placed:
-        if one.path not in maps:
-            with one.path.open("rb") as file:
-                maps[one.path] = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))  # torch wants memory to write to
-        receipt.add(one.name, tensor_from(maps[one.path], one.dtype, list(one.shape), one.offset))
-    return receipt.hexdigest()

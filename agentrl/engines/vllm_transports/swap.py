@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from agentrl.engines.vllm_control import Control
     from agentrl.engines.vllm_transports.base import Shipment, Transport
 
+QUICK_S = 30.0
+"""Longest wait for steps that move no weights, so that a server that is stuck does not hold up the others for as long as a load takes."""
 CLEANUP_S = 5.0
 """Longest wait for each call that cleans up after a failure: the server may be gone, and the others wait for the publish to end."""
 
@@ -34,17 +36,29 @@ class Swap:
     """What frozen requests go on with."""
     clock: Callable[[], float] = time.monotonic
 
-    def run(self, server: Control, transport: Transport, shipment: Shipment) -> float:
-        """Bring a shipment to a server; returns the seconds for which it stood still. Raises `RouteFailed` or what the transport raises."""
+    def run(self, server: Control, transport: Transport, shipment: Shipment, *, clean: bool) -> float:
+        """Bring a shipment to a server; returns the seconds for which it stood still.
+
+        Args:
+            server: which one.
+            transport: that collected the shipment.
+            shipment: what to bring.
+            clean: the server's last update is known to be closed.
+
+        Raises `RouteFailed`, or what the transport raises.
+        """
         started = self.clock()
         try:
-            server.command("/pause", query={"mode": self.pause, "clear_cache": "true" if self.clears else "false"})
+            query = {"mode": self.pause, "clear_cache": "true" if self.clears else "false"}
+            server.command("/pause", query=query, timeout_s=QUICK_S if self.pause == "keep" else None)
+            if not clean:
+                give_up(server)
             self._update(server, transport, shipment)
         except BaseException:
             with contextlib.suppress(RouteFailed):
                 self._resume(server, timeout_s=CLEANUP_S)
             raise
-        self._resume(server)
+        self._resume(server, timeout_s=QUICK_S)
         return self.clock() - started
 
     @property
@@ -53,9 +67,8 @@ class Swap:
         return self.kv == "recompute" or self.pause == "wait"
 
     def _update(self, server: Control, transport: Transport, shipment: Shipment) -> None:
-        give_up(server)
         try:
-            server.command("/start_weight_update")
+            server.command("/start_weight_update", timeout_s=QUICK_S)
             transport.deliver(server, shipment)
             server.command("/finish_weight_update", {"weight_version": version_text(shipment.version)})
             if not self.clears:
@@ -68,7 +81,7 @@ class Swap:
             raise
 
     @staticmethod
-    def _resume(server: Control, timeout_s: float | None = None) -> None:
+    def _resume(server: Control, timeout_s: float) -> None:
         server.command("/resume", timeout_s=timeout_s)
 
 
