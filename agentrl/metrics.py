@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from agentrl.records import Group, Rollout
 
@@ -70,3 +70,16 @@ def _counter_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
     for rollout in rollouts:
         totals.update(rollout.counters)
     return {name: total / len(rollouts) for name, total in sorted(totals.items())}
+
+
+def why_idle(steps: Sequence[Mapping[str, float]]) -> str:
+    """What kept steps without an update from learning, and what to change."""
+    last = steps[-1]
+    if any(metrics["reward/frac_zero_std"] < 1 for metrics in steps):
+        return "every episode that differed from its group was truncated, and learner.mask_truncated is set; raise sampling.max_tokens"
+    cut = f"; {last['completions/clipped_ratio']:.0%} of the episodes were truncated, so maybe raise sampling.max_tokens"
+    return (
+        f"in every group all rewards were equal (reward/mean {last['reward/mean']:.3g} in the last step), and only differences teach; make "
+        "the tasks easier or harder for this model, let the reward tell more outcomes apart, or raise group_size"
+        + (cut if last["completions/clipped_ratio"] > 0 else "")
+    )

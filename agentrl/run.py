@@ -11,34 +11,30 @@ step (`buffer.trained`) admits new ones. A process that dies wakes the learner w
 from __future__ import annotations
 
 import contextlib
-import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentrl import objectives, runfile
-from agentrl.admission import Admission
-from agentrl.buffer import Buffer
-from agentrl.engines.vllm_setup import PROBED_TEXT, Adapter, transport_of
+from agentrl.engines.vllm_setup import PROBED_TEXT, Adapter
 from agentrl.errors import AgentRLError, CheckpointError, ConfigError, LearnerDiverged, PublishError, RunCannotLearn
+from agentrl.follow import follow, sends_adapter, sent_weights
 from agentrl.interrupt import Abandoned, Interrupt
 from agentrl.lost_rank import told_in_one_line
-from agentrl.metrics import group_metrics
+from agentrl.metrics import group_metrics, why_idle
 from agentrl.processes import launched_rank
 from agentrl.records import SamplingContract, Version
+from agentrl.restore import load_checkpoint, open_buffer
 from agentrl.rollout.tokenizer import load_tokenizer
-from agentrl.rollout_log import Disposed, RolloutLog, cut_dispositions, has_dispositions, next_lineage, read_groups
 from agentrl.run_folder import RunFolder, RunState, new_folder, read_metrics
-from agentrl.session import Session, cpu_share, resolve_model, spare_cores
+from agentrl.session import Session, cpu_share, spare_cores
 from agentrl.tasks import TaskSource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    import torch
     from transformers import PreTrainedTokenizerBase
 
+    from agentrl.buffer import Buffer
     from agentrl.config import RunConfig
     from agentrl.learner import Learner
     from agentrl.progress import Progress
@@ -131,7 +127,7 @@ class Run:
             raise RunCannotLearn(f"the run ended without one update: {self.buffer.why_nothing_came()}")
         steps = read_metrics(self.folder.path)  # those of earlier lineages too
         if steps and all(metrics.get("learner/skipped") for metrics in steps):
-            said = f"not one of {self.learner.step} steps changed a weight: {_why_idle(steps)}"
+            said = f"not one of {self.learner.step} steps changed a weight: {why_idle(steps)}"
             if len(steps) >= IDLE_STEPS:
                 raise RunCannotLearn(said)
             self.progress.message(said)
@@ -197,19 +193,6 @@ class Run:
             self.learner.export(draft, self.tokenizer)
 
 
-def _why_idle(steps: Sequence[Mapping[str, float]]) -> str:
-    """What kept steps without an update from learning, and what to change."""
-    last = steps[-1]
-    if any(metrics["reward/frac_zero_std"] < 1 for metrics in steps):
-        return "every episode that differed from its group was truncated, and learner.mask_truncated is set; raise sampling.max_tokens"
-    cut = f"; {last['completions/clipped_ratio']:.0%} of the episodes were truncated, so maybe raise sampling.max_tokens"
-    return (
-        f"in every group all rewards were equal (reward/mean {last['reward/mean']:.3g} in the last step), and only differences teach; make "
-        "the tasks easier or harder for this model, let the reward tell more outcomes apart, or raise group_size"
-        + (cut if last["completions/clipped_ratio"] > 0 else "")
-    )
-
-
 def train(config: RunConfig, *, resume: Path | None = None, progress: Progress) -> RunResult:
     """Train as `config` says; with `resume`, go on with the run in that folder.
 
@@ -225,7 +208,7 @@ def train(config: RunConfig, *, resume: Path | None = None, progress: Progress) 
         )
     if launched_rank() > 0:
         with told_in_one_line():
-            _follow(config, objective, objective_config, RunFolder(resume).latest_checkpoint() if resume else None)
+            follow(config, objective, objective_config, RunFolder(resume).latest_checkpoint() if resume else None)
         return RunResult(folder=resume or Path(config.output or ""), steps=config.steps, interrupted=False, last={})
     folder = RunFolder(resume or (Path(config.output) if config.output else new_folder(config)))
     if resume is None:
@@ -269,8 +252,8 @@ def _train(
         tokenizer = load_tokenizer(session.model_dir)
         restored = folder.latest_checkpoint() if resuming else None
         if restored is not None:
-            _load(learner, folder, restored)
-        lineage, buffer = _open_buffer(config, folder, tasks, restored, objective.min_group_size, resuming=resuming)
+            load_checkpoint(learner, folder, restored)
+        lineage, buffer = open_buffer(config, folder, tasks, restored, objective.min_group_size, resuming=resuming)
         stack.callback(buffer.close)
         run = Run(config, folder, lineage, learner, tokenizer, session, buffer, progress, interrupt, last={})
         run.connect(restored=restored is not None)
@@ -279,15 +262,6 @@ def _train(
             progress.message(f"the run has done its {learner.step} steps already; for more: --set steps=N")
     interrupted = _learn_and_save(run)
     return RunResult(folder=folder.path, steps=learner.step, interrupted=interrupted, last=run.last)
-
-
-def _load(learner: Learner, folder: RunFolder, checkpoint: Path) -> None:
-    try:
-        learner.load(checkpoint)
-    except CheckpointError as error:
-        older = folder.latest_checkpoint(before=checkpoint) or "the start"
-        said = str(error).rstrip(".")
-        raise CheckpointError(f"{said}. If it is damaged, remove {checkpoint}, and the run goes on from {older}") from error
 
 
 def _learn_and_save(run: Run) -> bool:
@@ -328,75 +302,3 @@ def _save_after(error: AgentRLError, run: Run) -> None:
         return
     if run.learner.step < run.config.steps:
         run.progress.message(f"the run stopped after step {run.learner.step}; go on with: agentrl train --resume {run.folder.path}")
-
-
-def sends_adapter(config: RunConfig) -> bool:
-    """Whether the engine is sent the adapter itself, and not the model with the adapter merged."""
-    return config.engine.kind == "vllm" and transport_of(config) == "lora"
-
-
-def sent_weights(config: RunConfig, learner: Learner) -> Iterator[tuple[str, torch.Tensor]]:
-    """What is published; a collective."""
-    return learner.adapter_weights() if sends_adapter(config) else learner.named_weights()
-
-
-def _follow(config: RunConfig, objective: objectives.Objective, options: objectives.ObjectiveConfig, checkpoint: Path | None) -> None:
-    """What the other ranks do: the same steps on the same groups, and their part of each collective, in rank 0's order."""
-    from agentrl.learner import Learner, ranks
-
-    for number in (signal.SIGINT, signal.SIGTERM):  # rank 0 decides when the run ends
-        signal.signal(number, signal.SIG_IGN)
-    learner = Learner(config, objective, options, resolve_model(config.model))
-    saved = None
-    if checkpoint is not None:
-        learner.load(checkpoint)
-        saved = learner.step
-    if sends_adapter(config):
-        _exhaust(learner.adapter_weights())
-    if checkpoint is not None or config.engine.kind == "vllm":
-        _exhaust(sent_weights(config, learner))
-    nowhere = Path()
-    while learner.step < config.steps and (groups := ranks.broadcast_groups(learner.accelerator, None)):
-        learner.update(groups)
-        _exhaust(sent_weights(config, learner))
-        if learner.step % config.checkpoint.every == 0:
-            learner.save(nowhere)
-            saved = learner.step
-    if saved != learner.step:
-        learner.save(nowhere)
-    learner.export(nowhere, None)
-
-
-def _exhaust(weights: Iterator[tuple[str, torch.Tensor]]) -> None:
-    for _ in weights:
-        pass
-
-
-def _open_buffer(
-    config: RunConfig, folder: RunFolder, tasks: TaskSource, restored: Path | None, min_scorable: int, *, resuming: bool
-) -> tuple[int, Buffer]:
-    """The buffer, with what earlier lineages finished put back; returns the new lineage with it."""
-    admission = Admission(
-        groups_per_step=config.groups_per_step,
-        max_staleness=config.max_staleness,
-        order=config.batch_order,
-        on_bound=config.on_bound,
-        num_groups=config.epochs * len(tasks) if config.epochs else None,
-    )
-    lineage = next_lineage(folder.rollouts)
-    disposed: dict[int, Disposed] = {}
-    state = RunState(step=0, lineage=0, places_trained=0, next_index=0)
-    if resuming:
-        if restored is not None:
-            state = folder.read_state(restored)
-            lineage = max(lineage, state.lineage + 1)
-            if not has_dispositions(folder.rollouts):
-                what = "has no dispositions.jsonl, which says what was trained"
-                raise CheckpointError(f"{folder.rollouts} {what}; put it back, or start a new run from {folder.model}")
-        folder.cut_metrics(state.step)
-        disposed = cut_dispositions(folder.rollouts, state.step)
-    log = RolloutLog(folder.rollouts, lineage)  # after the cut, which replaces a file that this one appends to
-    buffer = Buffer(admission, tasks, log, config.limits, lineage=lineage, min_scorable=min_scorable)
-    if resuming:
-        buffer.restore(state, disposed, read_groups(folder.rollouts, skip=disposed.keys()))
-    return lineage, buffer

@@ -65,7 +65,7 @@ def fingerprint(tensor: torch.Tensor) -> bytes:
     """
     data = np.frombuffer(tensor_bytes(tensor), dtype=np.uint8)
     whole = len(data) // ROW_BYTES * ROW_BYTES
-    digest = hashlib.sha256(data[whole:])
+    digest = hashlib.sha256(data[whole:].tobytes())
     rows = data[:whole].view("<u8").reshape(-1, ROW_BYTES // 8)
     columns, sums = np.zeros(ROW_BYTES // 8, dtype="<u8"), []
     for start in range(0, len(rows), _ROWS_AT_ONCE):

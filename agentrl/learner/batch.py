@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from agentrl.errors import ConfigError
-from agentrl.objectives.base import GroupSignals
+from agentrl.objectives.base import GroupSignals, TokenBatch
 from agentrl.records import rows_of
 
 if TYPE_CHECKING:
@@ -227,3 +228,27 @@ def _advantages(
             if place >= 0:
                 result[place] = value
     return result
+
+
+def token_batch(active: Sequence[Weighted], logprobs: torch.Tensor) -> tuple[TokenBatch, dict[str, torch.Tensor]]:
+    """What the objective sees of a micro-batch, and the weights of a loss for each `token` or each `rollout`."""
+    device, dtype = logprobs.device, logprobs.dtype
+
+    def column(values: Sequence[float] | np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(values), dtype=dtype).to(device)
+
+    lengths = [item.sample.num_trained for item in active]
+    rollout = torch.from_numpy(np.repeat(np.arange(len(active)), lengths)).to(device)
+    advantages = column([item.advantage for item in active])
+    references = [item.reference_logprobs for item in active if item.reference_logprobs is not None]
+    batch = TokenBatch(
+        logprobs=logprobs,
+        sampler_logprobs=column(np.concatenate([item.sample.sampler_logprobs for item in active])),
+        advantages=advantages[rollout],
+        rollout=rollout,
+        num_rollouts=len(active),
+        rollout_advantages=advantages,
+        reference_logprobs=column(np.concatenate(references)) if references else None,
+    )
+    token_weights, rollout_weights = column([item.token_weight for item in active]), column([item.rollout_weight for item in active])
+    return batch, {"token": token_weights[rollout], "rollout": rollout_weights}

@@ -25,15 +25,14 @@ from agentrl.checksum import weights_checksum
 from agentrl.errors import LearnerDiverged
 from agentrl.learner import checkpoint, ranks
 from agentrl.learner.attention import takes_ragged
-from agentrl.learner.batch import FILLER, Sample, candidates, weigh
+from agentrl.learner.batch import FILLER, Sample, candidates, token_batch, weigh
 from agentrl.learner.export import export
 from agentrl.learner.lanes import Lanes
 from agentrl.learner.metrics import StepMetrics
 from agentrl.learner.model import load_policy, plain_logprobs
 from agentrl.learner.optim import adamw, learning_rate
-from agentrl.learner.packing import micro_batches, pack
+from agentrl.learner.packing import finer_end, micro_batch_tokens, micro_batches, pack
 from agentrl.learner.weights import adapter_config, adapter_weights, trained_weights
-from agentrl.objectives.base import TokenBatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -47,17 +46,6 @@ if TYPE_CHECKING:
     from agentrl.learner.packing import Pack
     from agentrl.objectives.base import Objective, ObjectiveConfig
     from agentrl.records import Group
-
-CACHE_BYTES = 2 << 20
-"""On a CPU a micro-batch is kept so small that a layer's widest activation stays in a core's cache, which made a step of a model of 0.9 M
-parameters 8% faster than micro-batches of 10,000 tokens."""
-
-CPU_TOKENS = 2048
-"""Tokens of a micro-batch on a CPU where the cache would hold less than half of that. Products are at full speed there; more would cost
-memory alone."""
-
-FINE_MICRO_BATCHES = 2
-"""Micro-batches at the end of a step that lanes cut in two, so that none waits long for the last."""
 
 LANE_PARAMETERS = 8_000_000
 """Trained parameters up to which micro-batches are computed side by side on a CPU. Each lane holds gradients of its own, and a larger
@@ -167,27 +155,12 @@ class Learner:
     def _deal(self, samples: Sequence[Sample]) -> list[list[int]]:
         """This rank's micro-batches, as places in `samples`. Each rank has the same number, of like sizes; an empty one fills up."""
         size, rank = self.accelerator.num_processes, self.accelerator.process_index
-        batches = micro_batches(samples, max_tokens=self._micro_batch_tokens(), multiple_of=size)
+        most = micro_batch_tokens(self.config.learner.tokens_per_micro_batch, self.policy.base.config, self._device)
+        batches = micro_batches(samples, max_tokens=most, multiple_of=size)
         batches.sort(key=lambda batch: -sum(samples[place].num_tokens for place in batch))
         if self._lanes is not None:
-            return self._finer_end(batches)
+            return finer_end(batches)
         return (batches + [[]] * (-len(batches) % size))[rank::size]
-
-    def _finer_end(self, batches: Sequence[list[int]]) -> list[list[int]]:
-        """The same micro-batches, the last ones cut in two: lanes that take turns on small pieces end together."""
-        result = list(batches[:-FINE_MICRO_BATCHES])
-        for batch in batches[-FINE_MICRO_BATCHES:]:
-            half = math.ceil(len(batch) / 2)
-            result += [part for part in (batch[:half], batch[half:]) if part]
-        return result
-
-    def _micro_batch_tokens(self) -> int:
-        tokens = self.config.learner.tokens_per_micro_batch
-        width = getattr(self.policy.base.config.get_text_config(), "intermediate_size", None)
-        if self._device.type != "cpu" or not isinstance(width, int):
-            return tokens
-        cached = CACHE_BYTES // (4 * width)
-        return min(tokens, cached if cached >= CPU_TOKENS // 2 else CPU_TOKENS)
 
     def _accumulate(self, active: Sequence[Weighted], metrics: StepMetrics, *, last: bool) -> None:
         """Forward and backward of one micro-batch; an empty one keeps this rank in step with the others and adds zero."""
@@ -233,7 +206,7 @@ class Learner:
 
     def _loss(self, active: Sequence[Weighted], logprobs: torch.Tensor, entropy: torch.Tensor, metrics: StepMetrics) -> torch.Tensor:
         """The micro-batch's part of the step's loss, a scalar."""
-        batch, weights = _token_batch(active, logprobs)
+        batch, weights = token_batch(active, logprobs)
         losses = self._objective.loss(batch, self._options)
         loss = (losses.loss * weights[losses.per]).sum()
         metrics.add(batch, losses, loss, entropy)
@@ -336,27 +309,3 @@ class Scored:
 
     place: int
     logprobs: np.ndarray
-
-
-def _token_batch(active: Sequence[Weighted], logprobs: torch.Tensor) -> tuple[TokenBatch, dict[str, torch.Tensor]]:
-    """What the objective sees of a micro-batch, and the weights of a loss for each `token` or each `rollout`."""
-    device, dtype = logprobs.device, logprobs.dtype
-
-    def column(values: Sequence[float] | np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(values), dtype=dtype).to(device)
-
-    lengths = [item.sample.num_trained for item in active]
-    rollout = torch.from_numpy(np.repeat(np.arange(len(active)), lengths)).to(device)
-    advantages = column([item.advantage for item in active])
-    references = [item.reference_logprobs for item in active if item.reference_logprobs is not None]
-    batch = TokenBatch(
-        logprobs=logprobs,
-        sampler_logprobs=column(np.concatenate([item.sample.sampler_logprobs for item in active])),
-        advantages=advantages[rollout],
-        rollout=rollout,
-        num_rollouts=len(active),
-        rollout_advantages=advantages,
-        reference_logprobs=column(np.concatenate(references)) if references else None,
-    )
-    token_weights, rollout_weights = column([item.token_weight for item in active]), column([item.rollout_weight for item in active])
-    return batch, {"token": token_weights[rollout], "rollout": rollout_weights}

@@ -134,7 +134,7 @@ def test_all_are_checked_and_a_version_is_served_once_all_have_it(watched: Calla
 
 
 def test_a_server_that_cannot_be_used_is_refused_at_the_start(watched: Callable[..., Watched]) -> None:
-    with pytest.raises(ConfigError, match="nothing answers at http://127.0.0.1:1 "):
+    with pytest.raises(ConfigError, match=r"nothing answers at http://127\.0\.0\.1:1 "):
         watched(1, answers={"/version": GONE})
 
 
@@ -254,7 +254,7 @@ def test_a_version_that_no_server_takes_is_an_error(watched: Callable[..., Watch
     run.publish(1)
     for fake in run.fakes.servers:
         fake.answers["/update_weights"] = 500
-    with pytest.raises(PublishError, match="version 0.2 reached no vLLM server"):
+    with pytest.raises(PublishError, match=r"version 0\.2 reached no vLLM server"):
         run.publish(2)
 
 

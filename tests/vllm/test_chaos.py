@@ -232,5 +232,3 @@ def test_nothing_survives_the_kill_of_a_run_with_servers_of_its_own(tmp_path: Pa
         Chaos(run).reach(2)
         run.send(signal.SIGKILL)
         run.end()
-
-

@@ -1,0 +1,61 @@
+"""What the ranks beside the first one do, and what all of them send to the engine together."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agentrl.engines.vllm_setup import transport_of
+from agentrl.session import resolve_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+    from agentrl import objectives
+    from agentrl.config import RunConfig
+    from agentrl.learner import Learner
+
+
+def sends_adapter(config: RunConfig) -> bool:
+    """Whether the engine is sent the adapter itself, and not the model with the adapter merged."""
+    return config.engine.kind == "vllm" and transport_of(config) == "lora"
+
+
+def sent_weights(config: RunConfig, learner: Learner) -> Iterator[tuple[str, torch.Tensor]]:
+    """What is published; a collective."""
+    return learner.adapter_weights() if sends_adapter(config) else learner.named_weights()
+
+
+def follow(config: RunConfig, objective: objectives.Objective, options: objectives.ObjectiveConfig, checkpoint: Path | None) -> None:
+    """What the other ranks do: the same steps on the same groups, and their part of each collective, in rank 0's order."""
+    from agentrl.learner import Learner, ranks
+
+    for number in (signal.SIGINT, signal.SIGTERM):  # rank 0 decides when the run ends
+        signal.signal(number, signal.SIG_IGN)
+    learner = Learner(config, objective, options, resolve_model(config.model))
+    saved = None
+    if checkpoint is not None:
+        learner.load(checkpoint)
+        saved = learner.step
+    if sends_adapter(config):
+        _exhaust(learner.adapter_weights())
+    if checkpoint is not None or config.engine.kind == "vllm":
+        _exhaust(sent_weights(config, learner))
+    nowhere = Path()
+    while learner.step < config.steps and (groups := ranks.broadcast_groups(learner.accelerator, None)):
+        learner.update(groups)
+        _exhaust(sent_weights(config, learner))
+        if learner.step % config.checkpoint.every == 0:
+            learner.save(nowhere)
+            saved = learner.step
+    if saved != learner.step:
+        learner.save(nowhere)
+    learner.export(nowhere, None)
+
+
+def _exhaust(weights: Iterator[tuple[str, torch.Tensor]]) -> None:
+    for _ in weights:
+        pass

@@ -1,0 +1,59 @@
+"""What a run starts from: nothing, or what an earlier one left in its folder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agentrl.admission import Admission
+from agentrl.buffer import Buffer
+from agentrl.errors import CheckpointError
+from agentrl.rollout_log import Disposed, RolloutLog, cut_dispositions, has_dispositions, next_lineage, read_groups
+from agentrl.run_folder import RunState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agentrl.config import RunConfig
+    from agentrl.learner import Learner
+    from agentrl.run_folder import RunFolder
+    from agentrl.tasks import TaskSource
+
+
+def load_checkpoint(learner: Learner, folder: RunFolder, checkpoint: Path) -> None:
+    """Have the learner go on from a checkpoint; raises `CheckpointError` that says what to do about a damaged one."""
+    try:
+        learner.load(checkpoint)
+    except CheckpointError as error:
+        older = folder.latest_checkpoint(before=checkpoint) or "the start"
+        said = str(error).rstrip(".")
+        raise CheckpointError(f"{said}. If it is damaged, remove {checkpoint}, and the run goes on from {older}") from error
+
+
+def open_buffer(
+    config: RunConfig, folder: RunFolder, tasks: TaskSource, restored: Path | None, min_scorable: int, *, resuming: bool
+) -> tuple[int, Buffer]:
+    """The buffer, with what earlier lineages finished put back; returns the new lineage with it."""
+    admission = Admission(
+        groups_per_step=config.groups_per_step,
+        max_staleness=config.max_staleness,
+        order=config.batch_order,
+        on_bound=config.on_bound,
+        num_groups=config.epochs * len(tasks) if config.epochs else None,
+    )
+    lineage = next_lineage(folder.rollouts)
+    disposed: dict[int, Disposed] = {}
+    state = RunState(step=0, lineage=0, places_trained=0, next_index=0)
+    if resuming:
+        if restored is not None:
+            state = folder.read_state(restored)
+            lineage = max(lineage, state.lineage + 1)
+            if not has_dispositions(folder.rollouts):
+                what = "has no dispositions.jsonl, which says what was trained"
+                raise CheckpointError(f"{folder.rollouts} {what}; put it back, or start a new run from {folder.model}")
+        folder.cut_metrics(state.step)
+        disposed = cut_dispositions(folder.rollouts, state.step)
+    log = RolloutLog(folder.rollouts, lineage)  # after the cut, which replaces a file that this one appends to
+    buffer = Buffer(admission, tasks, log, config.limits, lineage=lineage, min_scorable=min_scorable)
+    if resuming:
+        buffer.restore(state, disposed, read_groups(folder.rollouts, skip=disposed.keys()))
+    return lineage, buffer
