@@ -35,7 +35,8 @@ class Probe:
         if not worst <= self.tolerance:  # NaN is not
             raise RouteFailed(
                 f"{server.url} gives a text other log-probs than the learner's weights do, by up to {worst:.3g} nats; allowed are "
-                f"{self.tolerance:g}. Start it with the learner's own model, config and dtype"
+                f"{self.tolerance:g}. It serves another model, or another run left its weights there: start it again with the "
+                "learner's own model and dtype"
             )
 
 

@@ -180,10 +180,6 @@ class Router:
         try:
             with ticket.patience:
                 await ticket.found.wait()
-        except trio.Cancelled:
-            if ticket.place is not None:
-                self.give_back(ticket.place, ticket.scope)
-            raise
         finally:
             self._running.pop(ticket, None)
             self._new.pop(ticket, None)

@@ -14,8 +14,8 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
 class Answering:
     """A server that answers each request with the next of its answers, if it has any, and closes after `closes_after` requests."""
 
-    def __init__(self, *answers, closes_after=1000):
-        self.answers, self.closes_after = answers, closes_after
+    def __init__(self, *answers, closes_after=1000, piece=1 << 20):
+        self.answers, self.closes_after, self.piece = answers, closes_after, piece
         self.connections, self.open, self.requests = 0, 0, []
 
     async def serve(self, stream):
@@ -26,8 +26,10 @@ class Answering:
                 if not (request := await read_request(stream)):
                     break
                 self.requests.append(request)
-                if self.answers:
-                    await stream.send_all(self.answers[min(len(self.requests), len(self.answers)) - 1])
+                answer = self.answers[min(len(self.requests), len(self.answers)) - 1] if self.answers else b""
+                for start in range(0, len(answer), self.piece):
+                    await stream.send_all(answer[start : start + self.piece])
+                    await trio.lowlevel.checkpoint()
         finally:
             self.open -= 1
             await trio.aclose_forcefully(stream)
@@ -96,17 +98,28 @@ def test_many_at_once_have_connections_of_their_own_and_the_next_use_them_again(
     assert answering.connections == 20
 
 
-@pytest.mark.parametrize(
-    ("answer", "reply"),
-    [
-        (b"HTTP/1.1 500 Oops\r\ncontent-length: 3\r\n\r\nbad", Reply(status=500, body=b"bad")),
-        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n", Reply(status=200, body=b"abc")),
-        (b"HTTP/1.1 100 Continue\r\n\r\n" + OK, Reply(status=200, body=b"ok")),
-        (b"HTTP/1.1 204 No Content\r\n\r\n", Reply(status=204, body=b"")),
-    ],
-)
-def test_answers_of_every_form_are_read(answer, reply):
-    assert talk(Answering(answer), ask_twice) == [reply, reply]
+FORMS = {
+    "an error": (b"HTTP/1.1 500 Oops\r\ncontent-length: 3\r\n\r\nbad", Reply(status=500, body=b"bad")),
+    "not found": (b"HTTP/1.1 404 Not Found\r\nContent-Length:3\r\n\r\nbad", Reply(status=404, body=b"bad")),
+    "chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\n\r\n", Reply(status=200, body=b"abc")),
+    "a greeting": (b"HTTP/1.1 100 Continue\r\n\r\n" + OK, Reply(status=200, body=b"ok")),
+    "no content": (b"HTTP/1.1 204 No Content\r\n\r\n", Reply(status=204, body=b"")),
+    "nothing": (b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n", Reply(status=200, body=b"")),
+    "the same length twice": (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\nok", Reply(status=200, body=b"ok")),
+    "as vLLM does": (
+        b"HTTP/1.1 200 OK\r\ndate: Mon\r\nserver: uvicorn\r\ncontent-length: 6\r\ncontent-type: application/json\r\n\r\n{1: 2}",
+        Reply(status=200, body=b"{1: 2}"),
+    ),
+}
+
+
+@pytest.mark.parametrize("piece", [1 << 20, 25, 7, 1])
+@pytest.mark.parametrize("form", FORMS)
+def test_answers_of_every_form_are_read_whole_or_in_pieces(form, piece):
+    answer, reply = FORMS[form]
+    answering = Answering(answer, piece=piece)
+    assert talk(answering, ask_twice) == [reply, reply]
+    assert answering.connections == 1
 
 
 def test_an_answer_may_end_with_its_connection():
@@ -134,24 +147,27 @@ def test_a_connection_that_the_server_closed_while_idle_is_replaced():
     assert answering.connections == 2
 
 
-def test_a_connection_that_was_idle_for_long_is_not_used():
+def test_connections_that_were_idle_for_long_are_not_used():
     answering = Answering(OK)
     clock = trio.testing.MockClock()
 
     async def later(server):
-        await ask(server)
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(ask, server)
         clock.jump(IDLE_S + 0.1)
         return await ask(server)
 
     talk(answering, later, clock=clock)
-    assert answering.connections == 2
+    assert answering.connections == 4
 
 
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
         (b"", "without an answer"),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf", "does not speak HTTP"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nhalf", "6 bytes before the end of an answer of 10"),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n9\r\nhalf", "does not speak HTTP"),
         (b"HTTP/1.1 200 O", "without an answer"),
         (b"SSH-2.0-OpenSSH_9.9\r\n\r\n", "does not speak HTTP"),
         (b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n", "does not speak HTTP"),

@@ -9,6 +9,8 @@ from vllm_fakes import A, B, FakeServer, ask_all, check_all, give_up, make_reque
 
 from agentrl.engines.vllm_http import Reply
 from agentrl.engines.vllm_pace import FIRST
+from agentrl.engines.vllm_routing import WINDOW, Router, Ticket
+from agentrl.errors import SamplerUnavailable
 
 
 def test_requests_are_spread_over_the_servers():
@@ -33,6 +35,46 @@ def test_the_turns_of_an_episode_stay_with_the_server_that_holds_their_prefix():
     play(episodes, *servers)
     for server in servers:
         assert set(Counter(asked["sampling_params"]["seed"] for asked in server.asked).values()) == {5}
+
+
+def test_an_episode_returns_to_its_server_although_another_is_as_free():
+    servers = [FakeServer(A), FakeServer(B)]
+
+    async def return_to(engine):
+        await ask_all(engine, [make_request(seed, session=str(seed)) for seed in range(2)])
+        for seed in (1, 1, 0, 0, 1):
+            await engine.generate(make_request(seed, session=str(seed)))
+
+    play(return_to, *servers)
+    homes = [{asked["sampling_params"]["seed"] for asked in server.asked} for server in servers]
+    assert sorted(homes, key=min) == [{0}, {1}]
+
+
+def test_a_free_place_goes_to_a_turn_whose_prefix_is_there_before_one_that_came_earlier():
+    async def main():
+        router = Router(1)
+        router.update(serving(FakeServer(A), FakeServer(B)).servers)
+        homes = {}
+        for session in ("first", "second"):
+            ticket = Ticket(session, 10)
+            homes[session] = (await router.take(ticket), ticket.scope)
+        waiting = [Ticket("first", 10), *(Ticket("second", 10) for _ in range(WINDOW + 3))]
+        async with trio.open_nursery() as nursery:
+            for ticket in waiting:
+                nursery.start_soon(router.take, ticket)
+                await trio.testing.wait_all_tasks_blocked()
+            place, scope = homes["second"]
+            served = []
+            for _ in waiting:
+                router.give_back(place, scope)
+                (ticket,) = [ticket for ticket in waiting if ticket.place is place and ticket not in served]
+                served.append(ticket)
+                scope = ticket.scope
+        return [ticket.session for ticket in served]
+
+    served = trio.run(main)
+    assert served[:WINDOW] == ["second"] * WINDOW
+    assert served[WINDOW] == "first"  # passed over often enough
 
 
 def test_an_episode_leaves_a_server_that_is_clearly_fuller():
@@ -63,6 +105,16 @@ def test_a_server_that_fails_at_once_does_not_draw_the_requests_to_it():
     play(one_after_another, bad, good)
     assert len(good.asked) == 30
     assert len(bad.asked) <= 8
+
+
+def test_the_server_that_failed_a_request_last_is_not_the_next_one_it_asks():
+    def failing(count):
+        return lambda call: Reply(status=500, body=b"") if call < count else None
+
+    servers = [FakeServer(A, fault=failing(3)), FakeServer(B, fault=failing(2))]
+    completion, _, suspects = play(lambda engine: engine.generate(make_request(3)), *servers)
+    assert completion.ids.tolist() == sampled_of(3)
+    assert [url for url, _ in suspects] == [A, B, A, B, A]
 
 
 def test_requests_on_a_server_that_leaves_are_sent_again_elsewhere_at_once():
@@ -169,6 +221,29 @@ def test_time_without_a_server_counts_although_it_comes_and_goes():
     error = give_up(flicker, slow, timeout_s=10.0)
     assert "no call failed" in str(error)
     assert len(slow.asked) == 5
+
+
+def test_the_time_of_those_who_wait_in_the_queue_runs_when_the_last_server_leaves():
+    server = FakeServer(A, turn_s=1e6)
+    ends = []
+
+    async def desert(engine):
+        async def ask(seed):
+            try:
+                await engine.generate(make_request(seed))
+            except SamplerUnavailable:
+                ends.append((seed, trio.current_time() - started))
+
+        started = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, 1)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(ask, 2)
+            await trio.sleep(4)
+            engine.update(serving())
+
+    play(desert, server, timeout_s=10.0, max_requests=1)
+    assert dict(ends) == {1: 10.0, 2: 14.0}
 
 
 def test_turns_of_running_episodes_go_before_new_episodes():

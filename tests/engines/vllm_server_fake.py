@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 from safetensors import safe_open
 
 from agentrl.engines.vllm_control import Control
 from agentrl.transfer_format import Receipt
 
+ONE, TWO = "http://127.0.0.1:1", "http://127.0.0.1:2"
+SWAP = ["/pause", "agentrl_abort", "/start_weight_update", "/update_weights", "/finish_weight_update"]
 SETTINGS = {
     "vllm_config": {
         "model_config": {
@@ -181,3 +184,19 @@ class FakeServers:
 def servers(count: int = 1, **options: Any) -> FakeServers:
     """Servers at http://127.0.0.1:1, :2 and so on."""
     return FakeServers(tuple(FakeServer(f"http://127.0.0.1:{port}", **options) for port in range(1, count + 1)))
+
+
+def weights(scale: float = 1.0, **more: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+    """A model whose head is tied to its embeddings, which come once."""
+    return [("embed.weight", scale * torch.arange(6.0).view(2, 3)), ("norm.weight", torch.ones(3)), *more.items()]
+
+
+def checksum(tensors: list[tuple[str, torch.Tensor]]) -> str:
+    receipt = Receipt()
+    for name, tensor in reversed(tensors):
+        receipt.add(name, tensor)
+    return receipt.hexdigest()
+
+
+def plain(calls: list[str]) -> list[str]:
+    return [call.partition("?")[0] for call in calls]

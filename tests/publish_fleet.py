@@ -1,0 +1,111 @@
+"""A real server, the learner's model beside it, and requests in flight; what the tests of publishing share."""
+
+from __future__ import annotations
+
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import torch
+import transformers
+
+from agentrl.engines.vllm_control import Control, http_client
+from agentrl.engines.vllm_probe import Probe
+from agentrl.engines.vllm_publisher import VllmPublisher
+from agentrl.engines.vllm_transports.filesystem import FilesystemTransport
+from agentrl.engines.vllm_transports.stream import StreamTransport
+from agentrl.quickstart import model_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+IDS = tuple(range(20, 60))
+TOLERANCE = 1e-4
+FLYING, LONG = 16, 900
+"""Requests in flight, and their tokens: so many that they are still there when a publish comes."""
+
+
+@dataclass
+class Fleet:
+    """One real server, and the learner's model beside it."""
+
+    url: str
+    http: httpx.Client = field(default_factory=http_client)
+    model: Any = field(default_factory=lambda: transformers.AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32))
+    publishers: list[VllmPublisher] = field(default_factory=list)
+
+    def control(self, url: str) -> Control:
+        return Control(url, self.http, timeout_s=120)
+
+    @property
+    def server(self) -> Control:
+        return self.control(self.url)
+
+    def publisher(self, transport: str, **options: Any) -> VllmPublisher:
+        made = {
+            "filesystem": lambda: FilesystemTransport(),
+            "shared memory": lambda: StreamTransport(),
+            "tcp": lambda: StreamTransport(remote=[self.url]),
+        }[transport]()
+        self.publishers.append(VllmPublisher(made, self.control, **options))
+        return self.publishers[-1]
+
+    def perturb(self, seed: int) -> None:
+        """An optimizer step, as it were."""
+        draw = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=draw))
+
+    def probe(self, ids: tuple[int, ...] = IDS) -> Probe:
+        return Probe(ids=ids, logprobs=logprobs_of(self.model, ids), tolerance=TOLERANCE)
+
+    def generate(self, ids: tuple[int, ...] = IDS, *, tokens: int, model: str = "policy", **more: Any) -> dict[str, Any]:
+        """One completion; greedy unless told otherwise."""
+        sampling = {"max_tokens": tokens, "temperature": 0.0, "ignore_eos": True, "logprobs": 0} | more.pop("sampling", {})
+        body = {"model": model, "token_ids": list(ids), "sampling_params": sampling, **more}
+        answer = self.http.post(f"{self.url}/inference/v1/generate", json=body, timeout=120)
+        assert answer.status_code == 200, answer.text
+        choice: dict[str, Any] = answer.json()["choices"][0]
+        return choice
+
+    @contextlib.contextmanager
+    def flying(self, ids: tuple[int, ...] = IDS, **options: Any) -> Iterator[list[dict[str, Any]]]:
+        """Around what happens while many long requests are being decoded; their completions are in the list afterwards."""
+        choices: list[dict[str, Any]] = []
+        with ThreadPoolExecutor(FLYING) as threads:
+            calls = [
+                threads.submit(self.generate, ids, tokens=LONG, sampling={"temperature": 1.0, "seed": seed}, **options)
+                for seed in range(FLYING)
+            ]
+            for call in calls:
+                call.add_done_callback(lambda done: choices.append(done.result()))
+            self.running(FLYING)
+            yield choices
+        for call in calls:
+            call.result()  # an error of one is an error
+
+    def running(self, wanted: float) -> None:
+        """Return when so many requests are being decoded."""
+        for line in self._until(wanted):
+            if line == f"{wanted:.1f}":
+                return
+
+    def _until(self, wanted: float) -> Iterator[str]:
+        for _ in range(2000):
+            text = self.http.get(f"{self.url}/metrics", timeout=30).text
+            yield next(line.rpartition(" ")[2] for line in text.splitlines() if line.startswith("vllm:num_requests_running"))
+        raise AssertionError(f"never were {wanted} requests running")
+
+
+def logprobs_of(model: Any, ids: tuple[int, ...], temperature: float = 1.0) -> tuple[float, ...]:
+    """transformers' log-probs of `ids[1:]`."""
+    with torch.no_grad():
+        table = torch.log_softmax(model(torch.tensor([ids])).logits[0].double() / temperature, -1)
+    return tuple(float(table[place, token]) for place, token in enumerate(ids[1:]))
+
+
+def worst(got: tuple[float, ...], wanted: tuple[float, ...]) -> float:
+    return max(abs(one - other) for one, other in zip(got, wanted, strict=True))
