@@ -134,6 +134,11 @@ def evaluate(
     could be scored.
     """
     registry.refuse_while_importing("agentrl.evaluate")
+    if config.engine.kind == "vllm" and config.engine.servers:
+        raise ConfigError(
+            f"engine.servers names running servers, which have weights of their own, and {model!r} is to be evaluated: "
+            "use engine.launch in place of engine.servers, or engine.kind=embedded"
+        )
     config = config.model_copy(update={"model": model, "max_staleness": 0})
     with contextlib.ExitStack() as stack:
         folder = output or stack.enter_context(ScratchFolder("agentrl-eval-"))

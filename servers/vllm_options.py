@@ -171,6 +171,8 @@ def command(options: ServerOptions, python: str) -> list[str]:
         words += ["--data-parallel-size", str(options.data_parallel)]
     if options.device == "cpu":
         words += ["--enforce-eager"]  # compiling takes minutes and gains little there
+        # A seeded request whose prompt is cut ends the engine of vLLM 0.32 there: its random stream cannot be rewound ("offset").
+        words += ["--no-enable-chunked-prefill"]
     else:
         words += ["--gpu-memory-utilization", str(options.gpu_memory_utilization)]
     if options.lora is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -75,29 +76,31 @@ class Fleet:
     def flying(self, ids: tuple[int, ...] = IDS, **options: Any) -> Iterator[list[dict[str, Any]]]:
         """Around what happens while many long requests are being decoded; their completions are in the list afterwards."""
         choices: list[dict[str, Any]] = []
+        started = threading.Barrier(FLYING + 1)
+
+        def fly(seed: int) -> None:
+            started.wait()
+            choices.append(self.generate(ids, tokens=LONG, sampling={"temperature": 1.0, "seed": seed}, **options))
+
         with ThreadPoolExecutor(FLYING) as threads:
-            calls = [
-                threads.submit(self.generate, ids, tokens=LONG, sampling={"temperature": 1.0, "seed": seed}, **options)
-                for seed in range(FLYING)
-            ]
-            for call in calls:
-                call.add_done_callback(lambda done: choices.append(done.result()))
-            self.running(FLYING)
+            self.server.command("/pause", query={"mode": "keep", "clear_cache": "false"})  # they arrive, and wait for each other
+            calls = [threads.submit(fly, seed) for seed in range(FLYING)]
+            started.wait()
+            self.server.get("/health")
+            self.server.command("/resume")
+            self.running()
             yield choices
         for call in calls:
             call.result()  # an error of one is an error
 
-    def running(self, wanted: float) -> None:
-        """Return when so many requests are being decoded."""
-        for line in self._until(wanted):
-            if line == f"{wanted:.1f}":
-                return
-
-    def _until(self, wanted: float) -> Iterator[str]:
+    def running(self) -> None:
+        """Return when requests are being decoded."""
         for _ in range(2000):
-            text = self.http.get(f"{self.url}/metrics", timeout=30).text
-            yield next(line.rpartition(" ")[2] for line in text.splitlines() if line.startswith("vllm:num_requests_running"))
-        raise AssertionError(f"never were {wanted} requests running")
+            text = self.http.get(f"{self.url}/metrics", timeout=60).text
+            line = next(line for line in text.splitlines() if line.startswith("vllm:num_requests_running"))
+            if float(line.rpartition(" ")[2]):
+                return
+        raise AssertionError("no request was ever running")
 
 
 def logprobs_of(model: Any, ids: tuple[int, ...], temperature: float = 1.0) -> tuple[float, ...]:

@@ -44,6 +44,9 @@ class ServerFacts:
     """Of weight transfer; empty where there is none."""
     weight_version: str
     """What it stamps tokens with now."""
+    cuts_prompts: bool
+    """Whether it computes long prompts in pieces."""
+    on_cpu: bool
     world_size: int
     """Workers that weights go to, data parallel ones included."""
 
@@ -59,7 +62,8 @@ def read_facts(server: Control) -> ServerFacts:
     release = _release(server)
     models = _models(server)
     settings = _settings(server)
-    model, lora, transfer = (dict(settings["vllm_config"].get(f"{part}_config") or {}) for part in ("model", "lora", "weight_transfer"))
+    parts = ("model", "lora", "weight_transfer", "scheduler", "device")
+    model, lora, transfer, scheduler, device = (dict(settings["vllm_config"].get(f"{part}_config") or {}) for part in parts)
     try:
         return ServerFacts(
             url=server.url,
@@ -76,6 +80,8 @@ def read_facts(server: Control) -> ServerFacts:
             loads_adapters=bool(settings.get("vllm_env", {}).get("VLLM_ALLOW_RUNTIME_LORA_UPDATING")),
             backend=str(transfer.get("backend", "")),
             weight_version=str(server.read("/weight_info", "weight_version")),
+            cuts_prompts=bool(scheduler.get("enable_chunked_prefill")),
+            on_cpu=device.get("device") == "cpu",
             world_size=int(server.read("/get_world_size", "world_size")),
         )
     except (KeyError, IndexError, TypeError, ValueError, RouteFailed) as error:

@@ -146,6 +146,11 @@ def _check_tokenizer(server: Control, expected: Expectations) -> None:
 
 
 def _check_sampling(server: Control, facts: ServerFacts) -> None:
+    if facts.on_cpu and facts.cuts_prompts:
+        raise ConfigError(
+            f"{facts.url} computes long prompts in pieces on a CPU, and vLLM {facts.vllm} ends as soon as it cuts one of a request with a "
+            "seed there, which each of agentrl's has; start it with --no-enable-chunked-prefill, as `agentrl serve` does"
+        )
     own = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty"} & facts.generation_overrides.keys()
     if facts.generation_config != "vllm" or own:
         what = (

@@ -180,6 +180,10 @@ class Router:
         try:
             with ticket.patience:
                 await ticket.found.wait()
+        except trio.Cancelled:
+            if ticket.place is not None:  # it was given after the cancellation, before this ran
+                self.give_back(ticket.place, ticket.scope)
+            raise
         finally:
             self._running.pop(ticket, None)
             self._new.pop(ticket, None)

@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from agentrl.dispatch import Served, Serving
+from agentrl.engines.vllm_api import version_text
 from agentrl.engines.vllm_control import RouteFailed
 from agentrl.engines.vllm_preflight import LEASE_S, Expectations, check_server, claim, release
 from agentrl.engines.vllm_transports.base import BASE_MODEL
@@ -199,6 +200,8 @@ class VllmServers:
 
     def _check(self, server: Server) -> None:
         server.facts = check_server(server.control, self._expected)
+        if server.launcher is not None and not self._published:  # what it has loaded is what a run, or an evaluation, begins with
+            server.control.command("/update_weight_version", {"new_version": version_text(self._version)})
         self._newest.check([server.url])
 
     def _await_any(self) -> None:

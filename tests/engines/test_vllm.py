@@ -102,6 +102,25 @@ def test_a_server_that_does_not_answer_is_told_and_given_up_at_the_deadline():
     assert (server.running, server.aborted) == (0, 1)
 
 
+def test_it_waits_for_a_server_and_then_gives_up():
+    server = FakeServer(A)
+
+    async def come_back(engine):
+        engine.update(serving())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(come_later, engine)
+            return await engine.generate(make_request(3))
+
+    async def come_later(engine):
+        await trio.sleep(8)
+        engine.update(serving(server))
+
+    completion, seconds, _ = play(come_back, server, timeout_s=10.0)
+    assert (completion.ids.tolist(), seconds) == (sampled_of(3), 9.0)
+    error = give_up(come_back, server, timeout_s=7.0)
+    assert "in use now: none" in str(error)
+
+
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_refusal_is_final_and_no_fault_of_the_servers(status):
     body = b'{"error": {"message": "Token id 99999 is out of vocabulary"}}'

@@ -66,6 +66,7 @@ def test_a_good_server_is_described_and_claimed() -> None:
         ({"/server_info": settings("model_config", generation_config="auto")}, {}, "--generation-config vllm"),
         ({"/server_info": settings("model_config", override_generation_config={"top_k": 20})}, {}, "top_k.*without --override-generation"),
         ({"/server_info": settings("model_config", logprobs_mode="raw_logprobs")}, {}, "raw_logprobs.*--logprobs-mode processed_logprobs"),
+        ({"/server_info": settings("scheduler_config", enable_chunked_prefill=True)}, {}, "--no-enable-chunked-prefill"),
         ({"/inference/v1/generate": 404}, {}, "--enable-scale-out"),
         ({"/inference/v1/generate": {"choices": []}}, {}, "returns no log-probs"),
         ({"/server_info": settings("weight_transfer_config")}, {}, 'no weight transfer .*{"backend": "agentrl"}'),

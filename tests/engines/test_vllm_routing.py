@@ -108,10 +108,8 @@ def test_a_server_that_fails_at_once_does_not_draw_the_requests_to_it():
 
 
 def test_the_server_that_failed_a_request_last_is_not_the_next_one_it_asks():
-    def failing(count):
-        return lambda call: Reply(status=500, body=b"") if call < count else None
-
-    servers = [FakeServer(A, fault=failing(3)), FakeServer(B, fault=failing(2))]
+    error = Reply(status=500, body=b"")
+    servers = [FakeServer(A, fault=lambda call: error if call < 3 else None), FakeServer(B, fault=lambda call: error if call < 2 else None)]
     completion, _, suspects = play(lambda engine: engine.generate(make_request(3)), *servers)
     assert completion.ids.tolist() == sampled_of(3)
     assert [url for url, _ in suspects] == [A, B, A, B, A]
@@ -176,25 +174,6 @@ def test_a_new_version_or_adapter_lets_requests_go_on_and_another_model_does_not
     assert sorted(asked[2:]) == [("other", "0.0", 1), ("other", "0.0", 2)]
 
 
-def test_it_waits_for_a_server_and_then_gives_up():
-    server = FakeServer(A)
-
-    async def come_back(engine):
-        engine.update(serving())
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(come_later, engine)
-            return await engine.generate(make_request(3))
-
-    async def come_later(engine):
-        await trio.sleep(8)
-        engine.update(serving(server))
-
-    completion, seconds, _ = play(come_back, server, timeout_s=10.0)
-    assert (completion.ids.tolist(), seconds) == (sampled_of(3), 9.0)
-    error = give_up(come_back, server, timeout_s=7.0)
-    assert "in use now: none" in str(error)
-
-
 def test_waiting_behind_others_costs_a_request_none_of_its_time():
     server = FakeServer(A, turn_s=8, preemptions=0)
     requests = [make_request(seed) for seed in range(5)]
@@ -244,6 +223,24 @@ def test_the_time_of_those_who_wait_in_the_queue_runs_when_the_last_server_leave
 
     play(desert, server, timeout_s=10.0, max_requests=1)
     assert dict(ends) == {1: 10.0, 2: 14.0}
+
+
+def test_a_place_given_just_after_a_cancellation_is_given_back():
+    async def main():
+        router = Router(1)
+        router.update(serving(FakeServer(A)).servers)
+        first, second, third = (Ticket("", 10) for _ in range(3))
+        place = await router.take(first)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(router.take, second)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+            router.give_back(place, first.scope)
+            assert second.place is place
+        assert not place.calls
+        assert await router.take(third) is place
+
+    trio.run(main)
 
 
 def test_turns_of_running_episodes_go_before_new_episodes():

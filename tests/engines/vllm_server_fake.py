@@ -26,6 +26,8 @@ SETTINGS = {
         },
         "lora_config": {"max_lora_rank": 16, "max_loras": 3},
         "weight_transfer_config": {"backend": "agentrl"},
+        "scheduler_config": {"enable_chunked_prefill": False},
+        "device_config": {"device": "cpu"},
     },
     "vllm_env": {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": True},
 }

@@ -67,6 +67,7 @@ def test_a_cpu_gets_float32_without_compilation():
     line = words()
     assert value(line, "--dtype") == "float32"
     assert "--enforce-eager" in line
+    assert "--no-enable-chunked-prefill" in line  # or seeded requests end it
     assert "--gpu-memory-utilization" not in line
 
 
@@ -76,6 +77,7 @@ def test_gpus_get_bfloat16_and_their_share_of_memory():
     assert value(line, "--gpu-memory-utilization") == "0.5"
     assert (value(line, "--tensor-parallel-size"), value(line, "--data-parallel-size")) == ("2", "2")
     assert "--enforce-eager" not in line
+    assert "--no-enable-chunked-prefill" not in line
 
 
 def test_what_the_user_adds_comes_last():

@@ -148,9 +148,8 @@ def test_two_hundred_updates_under_load(kv: str, vllm_server) -> None:
         split += len(runs) > 1
     assert split > CLIENTS
     worst, tokens = worst_gap(model, kept, load)
-    print(
-        f"kv {kv}: {UPDATES} updates, {load.asked} requests, {split} across updates, {tokens} tokens, gap {worst:.2g}, memory {early:.0f} then {late:.0f} MiB"
-    )
+    print(f"kv {kv}: {UPDATES} updates, {load.asked} requests, {split} across updates, {tokens} tokens, gap {worst:.2g}")
+    print(f"memory {early:.0f} then {late:.0f} MiB", flush=True)
     if kv == "recompute":  # with the kept cache a token depends on older weights too, and the server's word is all there is
         assert worst < NEAR_TIE
     assert late < early + 64, load.memory
