@@ -25,6 +25,8 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     servers: tuple[Served, ...]
     context_length: int
     """Tokens of prompt and completion together: the least of any server's."""
+    vocab_size: int | None = None
+    """Rows of the model's embeddings, where a server says so; sampled ids lie below it."""
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):

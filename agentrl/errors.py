@@ -4,6 +4,7 @@ AgentRLError
  +-- ConfigError (ValueError)      the run file, the command line or a spec: the user's to mend
  +-- EnvironmentFailure            code of an environment or a reward raised, hung or lied about its types
  +-- SamplerUnavailable            the inference engine died, refused or did not answer in time
+ |    +-- RequestRefused           it refused one request for good, and may take others
  +-- PublishError                  weights did not arrive as they were sent
  +-- WorkerDied                    a process of the run ended before the run did
  +-- LearnerDiverged               a loss, gradient or weight stopped being finite
@@ -28,6 +29,10 @@ class EnvironmentFailure(AgentRLError):
 
 class SamplerUnavailable(AgentRLError):
     """The inference engine died, refused the request or missed its deadline."""
+
+
+class RequestRefused(SamplerUnavailable):
+    """The inference engine refuses this request and would refuse it again; ends the rollout, not the run."""
 
 
 class PublishError(AgentRLError):

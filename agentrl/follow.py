@@ -26,7 +26,9 @@ def sends_adapter(config: RunConfig) -> bool:
 
 def sent_weights(config: RunConfig, learner: Learner) -> Iterator[tuple[str, torch.Tensor]]:
     """What is published; a collective."""
-    return learner.adapter_weights() if sends_adapter(config) else learner.named_weights()
+    if config.engine.kind == "vllm":  # which keeps nothing of a model that is only sent in part
+        return learner.adapter_weights() if sends_adapter(config) else learner.whole_weights()
+    return learner.named_weights()
 
 
 def follow(config: RunConfig, objective: objectives.Objective, options: objectives.ObjectiveConfig, checkpoint: Path | None) -> None:

@@ -20,7 +20,6 @@ from agentrl.engines.vllm_api import (
     METRICS,
     BadAnswer,
     Call,
-    RequestRefused,
     check_sendable,
     generate_body,
     parse_answer,
@@ -29,7 +28,7 @@ from agentrl.engines.vllm_api import (
 from agentrl.engines.vllm_http import HttpError, HttpServer, Reply
 from agentrl.engines.vllm_pace import read_load
 from agentrl.engines.vllm_routing import Place, Router, Ticket
-from agentrl.errors import SamplerUnavailable
+from agentrl.errors import RequestRefused, SamplerUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from agentrl.engines.protocol import Completion
-from agentrl.errors import SamplerUnavailable
+from agentrl.errors import RequestRefused
 from agentrl.records import Version, VersionRun
 
 if TYPE_CHECKING:
@@ -37,10 +37,6 @@ _VERSION = re.compile(r"(0|[1-9][0-9]{0,17})\.(0|[1-9][0-9]{0,17})")
 
 class BadAnswer(Exception):
     """A server answered something that cannot be trained on; the message says which server, what came and what should have."""
-
-
-class RequestRefused(SamplerUnavailable):
-    """A server understood the request and will never serve it: final for the episode, and no fault of the server's."""
 
 
 def version_text(version: Version) -> str:

@@ -137,6 +137,7 @@ class VllmServers:
         return Serving(
             servers=tuple(Served(url=server.url, model=self._model, version=self._version) for server in used),
             context_length=self.context_length,
+            vocab_size=next((server.facts.vocab_size for server in self._servers if server.facts is not None), None),
         )
 
     def publish(self, weights: Iterable[tuple[str, torch.Tensor]], version: Version, probe: Probe | None = None) -> str:
@@ -182,8 +183,7 @@ class VllmServers:
 
     def describe_end(self) -> str:
         """Why no server is in use, with the last words of those that this run started."""
-        lines = [server.launcher.describe_end() for server in self._servers if server.launcher is not None and server.launcher.ended()]
-        return "\n".join(lines or [f"{server.name}: {server.trouble}" for server in self._servers if server.trouble])
+        return "\n".join(f"{server.name}: {server.trouble}" for server in self._servers if server.trouble)
 
     def _await(self, server: Server, deadline: float) -> None:
         """Look at a server of the run's own until it answers; vLLM tells nobody that it is ready."""
@@ -228,8 +228,11 @@ class VllmServers:
                 well = not ended and self._is_well(server)
                 strikes = 0 if well else strikes + 1
                 if ended or strikes >= STRIKES or len(server.suspicions) >= SUSPICIONS:
+                    why = self._why(server, ended=ended)
+                    if server.launcher is not None:
+                        server.launcher.stop()  # a publish that waits for it fails now, and not at its deadline
                     with self._turn:
-                        self._take_out(server, self._why(server, ended=ended))
+                        self._take_out(server, why)
                         self._changed()
                 elif well and server.launcher is None and time.monotonic() - renewed > LEASE_S / 3:
                     self._renew(server)
@@ -284,11 +287,11 @@ class VllmServers:
     def _restart(self, server: Server, launcher: Launcher) -> None:
         if launcher.restarts >= self._max_restarts:
             server.state = "lost"
-            raise SamplerUnavailable(f"{server.name} was started again {launcher.restarts} times: {launcher.describe_end()}")
+            raise SamplerUnavailable(f"{server.name} was started again {launcher.restarts} times: {server.trouble}")
         if self._closing.wait(self._look_s * min(4**launcher.restarts, MOST_BACKOFF)):
             raise SamplerUnavailable("the run has ended")
         launcher.restarts += 1
-        said = launcher.describe_end()
+        said = server.trouble
         launcher.start()
         self._say(f"{server.name} is started again ({launcher.restarts} of {self._max_restarts})")
         try:

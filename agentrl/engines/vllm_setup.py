@@ -8,10 +8,8 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import httpx
-
 from agentrl.config import LaunchConfig
-from agentrl.engines.vllm_control import Control
+from agentrl.engines.vllm_control import Control, http_client
 from agentrl.engines.vllm_launch import MAX_LORAS, Launcher, Server, server_options
 from agentrl.engines.vllm_preflight import Expectations
 from agentrl.engines.vllm_publisher import VllmPublisher
@@ -73,7 +71,7 @@ def make_servers(config: RunConfig, model: str, *, logs: Path, threads: int, say
         say: is told what happens to them.
     """
     engine = config.engine
-    http = httpx.Client(limits=httpx.Limits(max_connections=None), trust_env=False)
+    http = http_client()
     key = os.environ.get(engine.api_key_env, "")
 
     def control(url: str) -> Control:
@@ -114,10 +112,9 @@ def _other_gpus(config: RunConfig, taken: int) -> Sequence[int]:
 
 def make_publisher(config: RunConfig, servers: VllmServers, adapter: Adapter | None) -> VllmPublisher:
     """What brings weights to the servers; `adapter` is needed for the transport `lora` alone."""
-    partial = config.learner.lora is not None
-    return VllmPublisher(
-        _transport(config, servers, adapter), servers.control, pause=config.engine.pause, kv=config.engine.kv, partial=partial
-    )
+    transport = _transport(config, servers, adapter)
+    partial = transport_of(config) == "lora"
+    return VllmPublisher(transport, servers.control, pause=config.engine.pause, kv=config.engine.kv, partial=partial)
 
 
 def _transport(config: RunConfig, servers: VllmServers, adapter: Adapter | None) -> Transport:

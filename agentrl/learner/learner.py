@@ -32,7 +32,7 @@ from agentrl.learner.metrics import StepMetrics
 from agentrl.learner.model import load_policy, plain_logprobs
 from agentrl.learner.optim import adamw, learning_rate
 from agentrl.learner.packing import finer_end, micro_batch_tokens, micro_batches, pack
-from agentrl.learner.weights import adapter_config, adapter_weights, trained_weights
+from agentrl.learner.weights import adapter_config, adapter_weights, all_weights, trained_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -267,6 +267,10 @@ class Learner:
         Where the ranks hold shards, this is a collective that gathers one tensor at a time: run it to its end on every rank.
         """
         return trained_weights(self.policy)
+
+    def whole_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The whole model, an adapter merged in a copy; a collective, as `named_weights`."""
+        return all_weights(self.policy)
 
     def adapter_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The adapter's own tensors by peft's names; a collective, as `named_weights`."""

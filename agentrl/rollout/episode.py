@@ -18,7 +18,7 @@ import trio
 
 from agentrl.engines.protocol import Completion, Engine, Request
 from agentrl.environment import Episode
-from agentrl.errors import EnvironmentFailure, SamplerUnavailable
+from agentrl.errors import EnvironmentFailure, RequestRefused, SamplerUnavailable
 from agentrl.records import Ending, Rollout, SamplingContract, Score, Source, Task, TokenSpan, Turn, VersionRun
 from agentrl.rollout.pool import EnvironmentTimeout, EnvPool, EnvSession, alone
 from agentrl.rollout.render import LONG_CHARS, Rendered, Renderer
@@ -117,6 +117,8 @@ async def play_episode(
         outcome = _unscorable("timeout", str(error))
     except EnvironmentFailure as error:
         outcome = _unscorable("environment_error", str(error))
+    except RequestRefused as error:
+        outcome = _unscorable("cancelled", str(error))
     finally:
         if session is not None:
             session.close()

@@ -147,7 +147,13 @@ async def _vllm(channel: wire.Channel[Any], config: RunConfig) -> AsyncIterator[
     if not isinstance(first, Serving):
         raise AgentRLError(f"the message after Setup must be Serving, got {type(first).__name__}")
     async with trio.open_nursery() as nursery:
-        async with VllmEngine.open(timeout_s=engine.timeout_s, on_suspect=suspect, max_requests=engine.max_requests, api_key=key) as opened:
+        async with VllmEngine.open(
+            timeout_s=engine.timeout_s,
+            on_suspect=suspect,
+            max_requests=engine.max_requests and max(1, engine.max_requests // config.rollout.processes),
+            vocab_size=first.vocab_size,
+            api_key=key,
+        ) as opened:
             nursery.start_soon(tell)
             opened.update(first)
             yield opened

@@ -21,8 +21,8 @@ from vllm_fakes import (
 )
 
 from agentrl.engines.vllm import VllmEngine
-from agentrl.engines.vllm_api import RequestRefused
 from agentrl.engines.vllm_http import Reply
+from agentrl.errors import RequestRefused
 from agentrl.records import Version
 
 

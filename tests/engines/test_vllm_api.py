@@ -12,7 +12,6 @@ from vllm_fakes import STOP, VOCABULARY, make_answer, make_request
 from agentrl.engines.vllm_api import (
     BadAnswer,
     Call,
-    RequestRefused,
     adapter_version,
     base_of,
     check_sendable,
@@ -22,6 +21,7 @@ from agentrl.engines.vllm_api import (
     refusal,
     version_text,
 )
+from agentrl.errors import RequestRefused
 from agentrl.records import Version, VersionRun
 
 URL = "http://10.0.0.2:8000"

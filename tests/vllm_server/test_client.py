@@ -16,8 +16,11 @@ import trio
 from agentrl.dispatch import Served, Serving
 from agentrl.engines.protocol import Request
 from agentrl.engines.vllm import VllmEngine
-from agentrl.engines.vllm_api import RequestRefused
+from agentrl.engines.vllm_control import Control, http_client
 from agentrl.engines.vllm_pace import read_load
+from agentrl.engines.vllm_publisher import VllmPublisher
+from agentrl.engines.vllm_transports.filesystem import FilesystemTransport
+from agentrl.errors import RequestRefused
 from agentrl.records import SamplingContract, Version
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -44,12 +47,12 @@ def counter(url: str, name: str) -> float:
 
 
 @pytest.fixture(scope="module")
-def url(vllm_server):
+def url(vllm_server, model):
     """Of a server with the folder's weights, whatever other tests published to it."""
-    reload = {"method": "reload_weights", "kwargs": {"weights_path": vllm_server.model_dir}}
-    post(vllm_server.url, "/collective_rpc", reload)
-    post(vllm_server.url, "/reset_prefix_cache", {})
-    post(vllm_server.url, "/update_weight_version", {"new_version": "0.3"})
+    http = http_client()
+    publisher = VllmPublisher(FilesystemTransport(), lambda url: Control(url, http))
+    publisher.publish(model.named_parameters(), VERSION, [vllm_server.url])
+    publisher.close()
     return vllm_server.url
 
 

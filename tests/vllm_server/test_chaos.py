@@ -1,4 +1,4 @@
-"""Whole runs whose vLLM server is killed, stopped and lied about; `pytest -m vllm tests/vllm/test_chaos.py -s` prints what was met."""
+"""Whole runs whose vLLM server is killed, stopped and lied about; with `-s` what each met is printed."""
 
 from __future__ import annotations
 

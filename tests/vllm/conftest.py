@@ -1,1 +1,0 @@
-../vllm_server/conftest.py
