@@ -1,8 +1,9 @@
 """The quickstart over seeds, with held-out tasks before and after and two controls; prints one JSON line.
 
     python examples/benchmarks/quickstart_seeds.py
+    python examples/benchmarks/quickstart_seeds.py --set engine.kind=vllm
 
-Controls: the learning rate at 0, and rewards shuffled among the completions of each group. Neither may learn.
+Every training run takes each `--set`; held-out tasks are played with the embedded engine. Controls: the learning rate at 0, and rewards shuffled among the completions of each group. Neither may learn.
 """
 
 from __future__ import annotations
@@ -52,14 +53,17 @@ def run(folder: Path, *changes: str) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--no-controls", action="store_true")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="changes", help="for every training run")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         result: dict[str, Any] = {"benchmark": "quickstart_seeds", "held_out_before": round(evaluate("quickstart"), 3)}
         for seed in range(options.seeds):
-            result[f"seed_{seed}"] = run(scratch / f"seed-{seed}", f"seed={seed}")
+            result[f"seed_{seed}"] = run(scratch / f"seed-{seed}", f"seed={seed}", *options.changes)
         for control, changes in CONTROLS.items():
-            result[control] = run(scratch / control, *changes)
+            if not options.no_controls:
+                result[control] = run(scratch / control, *changes, *options.changes)
     print(json.dumps(result))
 
 
