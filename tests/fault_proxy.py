@@ -110,6 +110,7 @@ class FaultProxy:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+        self.http.close()
 
     def answer(self, method: str, target: str, body: bytes) -> tuple[int, bytes] | None:
         """Status and content for one request; None where nobody answers."""

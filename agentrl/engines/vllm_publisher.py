@@ -144,6 +144,11 @@ class VllmPublisher:
                 outcomes=outcomes,
             )
 
+    @property
+    def newest(self) -> Shipment | None:
+        """What `bring_up_to_date` brings; None where the last publish did not get as far as that."""
+        return self._newest
+
     def bring_up_to_date(self, url: str) -> Outcome:
         """Bring the newest version to a server that failed, was restarted or joins; it may be used where the outcome has no error."""
         with self._lock:

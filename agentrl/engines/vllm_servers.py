@@ -143,23 +143,27 @@ class VllmServers:
     def publish(self, weights: Iterable[tuple[str, torch.Tensor]], version: Version, probe: Probe | None = None) -> str:
         """Bring a version to every server in use; see `Publisher`. One that fails is out of use until it has it.
 
-        Waits for a server where none is in use. Returns the checksum of what was sent; raises `PublishError` where no server has it.
+        Where none is in use, or none is left by it, this waits for one that comes back. Returns the checksum of what was sent; raises
+        `PublishError` for weights that do not fit and where the first version reaches no server, `SamplerUnavailable` where none returns.
         """
         self._await_any()
         with self._turn:
             used = [server for server in self._servers if server.state == "serving"]
             try:
-                published = self._newest.publish(weights, version, [server.url for server in used], probe)
+                failed = self._newest.publish(weights, version, [server.url for server in used], probe).failed
             except PublishError as error:
-                for server in used:
-                    self._take_out(server, str(error))
-                raise
-            self._version, self._model, self._published = version, published.model, True
+                if self._newest.newest is None or not self._published:  # not the servers' fault, or they were never right
+                    raise
+                failed = dict.fromkeys([server.url for server in used], str(error))
+            shipment = self._newest.newest
+            assert shipment is not None, "it was published"
+            self._version, self._model, self._published = version, shipment.model, True
             for server in used:
-                if server.url in published.failed:
-                    self._take_out(server, published.failed[server.url])
+                if server.url in failed:
+                    self._take_out(server, failed[server.url])
             self._changed()
-            return published.checksum
+        self._await_any()  # what comes back has this version
+        return shipment.checksum
 
     def suspect(self, url: str, why: str) -> None:
         """A rollout process had trouble with a server."""

@@ -249,13 +249,30 @@ def test_publishing_waits_for_a_server_that_comes_back(watched: Callable[..., Wa
     assert fake.version == "0.2"
 
 
-def test_a_version_that_no_server_takes_is_an_error(watched: Callable[..., Watched]) -> None:
+def test_a_first_version_that_no_server_takes_is_an_error(watched: Callable[..., Watched]) -> None:
+    run = watched(2, answers={"/update_weights": 500})
+    with pytest.raises(PublishError, match=r"version 0\.1 reached no vLLM server"):
+        run.publish(1)
+
+
+def test_a_later_version_that_no_server_takes_waits_for_one_that_does(watched: Callable[..., Watched]) -> None:
     run = watched(2)
     run.publish(1)
     for fake in run.fakes.servers:
         fake.answers["/update_weights"] = 500
-    with pytest.raises(PublishError, match=r"version 0\.2 reached no vLLM server"):
-        run.publish(2)
+    threading.Timer(0.1, run.fakes.servers[1].answers.pop, ["/update_weights"]).start()
+    checksum = run.publish(2)
+    assert run.fakes.servers[1].receipt.hexdigest() == checksum
+    assert [one.url for one in run.used()] == [run.fakes.servers[1].url]
+    assert run.used()[0].version == Version(step=2)
+
+
+def test_weights_that_do_not_fit_are_an_error_and_cost_no_server(watched: Callable[..., Watched]) -> None:
+    run = watched(2)
+    run.publish(1)
+    with pytest.raises(PublishError, match="'a'"):
+        run.servers.publish([("a", torch.ones(7)), ("b", torch.ones(4))], Version(step=2))
+    assert len(run.used()) == 2
 
 
 def test_a_joined_server_that_another_run_took_is_left(watched: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch) -> None:
