@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import getpass
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING
 from agentrl import lifeline
 from agentrl.errors import ConfigError
 from agentrl.rollout.guardian import MARK, SIGNALLED, guarded, kill_marked
+from agentrl.scratch import ScratchFolder
 from agentrl.servers.vllm_options import ServerOptions, command, environment, from_json, resolve
 from agentrl.servers.vllm_plugin.launch import STOP_FD
 from agentrl.servers.vllm_python import find_python
@@ -48,6 +51,9 @@ class VllmServer:
 
     def __init__(self, words: Sequence[str], variables: Mapping[str, str]) -> None:
         self._mark = uuid.uuid4().hex
+        self._scratch = ScratchFolder("agentrl-vllm-")  # a vLLM that is killed leaves sockets behind
+        # What torch compiles is worth keeping, and stays where it always is.
+        compiled = {"TORCHINDUCTOR_CACHE_DIR": str(Path(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}"))}
         asked, self._ask = os.pipe()
         try:
             self.process = subprocess.Popen(
@@ -55,11 +61,12 @@ class VllmServer:
                 stdin=subprocess.PIPE,
                 stdout=sys.stderr,
                 pass_fds=[asked],
-                env={**variables, MARK: self._mark, STOP_FD: str(asked)},
+                env={**compiled, **variables, MARK: self._mark, STOP_FD: str(asked), "TMPDIR": str(self._scratch.path)},
                 start_new_session=True,
             )
         except BaseException:
             os.close(self._ask)
+            self._scratch.close()
             raise
         finally:
             os.close(asked)
@@ -90,6 +97,7 @@ class VllmServer:
                 self.process.kill()
             if self.process.wait() < 0:  # the guardian itself was killed, and has left the tree behind
                 kill_marked(self._mark)
+            self._scratch.close()
 
 
 def prepare(options: ServerOptions, environ: Mapping[str, str]) -> tuple[ServerOptions, list[str], dict[str, str]]:

@@ -22,7 +22,7 @@ ALLOWED = {
     "rollout": {*BASE, "dispatch", "engines", "environment", "lifeline", "processes", "registry", "rollout", "scratch"},
     "envs": {*PUBLIC, "envs", "rewards"},
     "rewards": {"environment", "errors", "records", "rewards"},
-    "servers": {"config", "errors", "lifeline", "processes", "rollout", "servers", "transfer_format"},
+    "servers": {"config", "errors", "lifeline", "processes", "rollout", "scratch", "servers", "transfer_format"},
 }
 """Part of agentrl -> the parts that it may import, types included. Parts that are not named assemble the others."""
 BY_NAME_ONLY = {"envs", "rewards", "servers"}

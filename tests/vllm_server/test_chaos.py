@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -23,7 +24,6 @@ from agentrl.rollout_log import read_dispositions, read_groups
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -68,10 +68,10 @@ class RealServer:
         """Everything that serves, by the port or by descent."""
         assert self._process is not None
         parents, found = {}, {self._process.pid}
-        for entry in os.listdir("/proc"):
-            if entry.isdigit():
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
                 with contextlib.suppress(OSError, IndexError):
-                    parents[int(entry)] = int(open(f"/proc/{entry}/stat").read().rpartition(")")[2].split()[1])  # noqa: SIM115
+                    parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
         for _ in range(8):
             found |= {pid for pid, parent in parents.items() if parent in found}
         return sorted(found - {self._process.pid})
