@@ -76,3 +76,13 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_start(tmp_path):
 def test_nothing_scorable_is_an_error():
     with pytest.raises(RunCannotLearn, match="fake failure"):
         summarize([make_group(0, [None])], samples=1)
+
+
+def test_running_servers_are_not_evaluated_for_another_model() -> None:
+    from agentrl.config import EngineConfig, RunConfig
+    from agentrl.errors import ConfigError
+    from agentrl.evaluation import evaluate
+
+    config = RunConfig(model="quickstart", env="arithmetic", engine=EngineConfig(kind="vllm", servers=["http://127.0.0.1:9"]))
+    with pytest.raises(ConfigError, match=r"use engine\.launch in place of engine\.servers"):
+        evaluate(config, model="quickstart", progress=lambda done, total, mean: None)

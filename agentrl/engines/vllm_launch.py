@@ -12,6 +12,7 @@ import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from agentrl.engines.vllm_control import RouteFailed
 from agentrl.errors import ConfigError
 from agentrl.processes import Child, start_child
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 MODULE = "agentrl.servers.vllm_server"
 MAX_LORAS = 3
 """Adapters at once: the newest, and those that requests in flight still use."""
+LOOK_TIMEOUT_S = 3.0
+"""For a server to say that it is well."""
 END_S = 40.0
 """For vLLM to end by itself; its processes are killed after that."""
 
@@ -137,6 +140,24 @@ class Server:
     """What rollouts reported since the last time that the server was brought into use."""
     trouble: str = ""
     """Why it is out of use."""
+
+    def is_well(self) -> bool:
+        """Whether it says now that it can generate; `trouble` says why not."""
+        if self.has_ended() and self.launcher is not None:
+            self.trouble = self.launcher.describe_end()
+            return False
+        try:
+            self.control.is_well(LOOK_TIMEOUT_S)
+        except RouteFailed as error:
+            self.trouble = str(error)
+            return False
+        if self.state == "serving":
+            self.trouble = ""
+        return True
+
+    def has_ended(self) -> bool:
+        """Whether it is one of the run's own, and no longer there."""
+        return self.launcher is not None and self.launcher.ended()
 
     @property
     def name(self) -> str:

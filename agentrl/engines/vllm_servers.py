@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 LOOK_S = 1.0
 """Between two looks at a server."""
-LOOK_TIMEOUT_S = 3.0
 STRIKES = 2
 """Looks in a row that must fail before a server is taken out of use."""
 SUSPICIONS = 5
@@ -182,8 +181,10 @@ class VllmServers:
         enders = [threading.Thread(target=server.launcher.stop) for server in self._servers if server.launcher is not None]
         for ender in enders:
             ender.start()
-        for ender in [*enders, *self._threads]:
-            ender.join()
+        for thread in [*enders, *self._threads]:
+            thread.join()
+        for launcher in [server.launcher for server in self._servers if server.launcher is not None]:
+            launcher.stop()  # once more, for one that was being started again meanwhile
 
     def describe_end(self) -> str:
         """Why no server is in use, with the last words of those that this run started."""
@@ -193,7 +194,7 @@ class VllmServers:
         """Look at a server of the run's own until it answers; vLLM tells nobody that it is ready."""
         launcher = server.launcher
         assert launcher is not None
-        while not self._is_well(server):
+        while not server.is_well():
             if launcher.ended():
                 raise SamplerUnavailable(launcher.describe_end())
             if time.monotonic() > deadline:
@@ -215,24 +216,15 @@ class VllmServers:
                 raise SamplerUnavailable(f"no vLLM server is left to publish to: {self.describe_end()}")
             self._closing.wait(self._look_s / 10)
 
-    def _is_well(self, server: Server) -> bool:
-        try:
-            server.control.is_well(LOOK_TIMEOUT_S)
-        except RouteFailed as error:
-            server.trouble = str(error)
-            return False
-        return True
-
     def _follow(self, server: Server) -> None:
         """Look at one server until the run ends: take it out of use when it is in trouble, and bring it back."""
         strikes, renewed = 0, time.monotonic()
         while not self._closing.wait(self._look_s):
             if server.state == "serving":
-                ended = server.launcher is not None and server.launcher.ended()
-                well = not ended and self._is_well(server)
+                well = server.is_well()
                 strikes = 0 if well else strikes + 1
-                if ended or strikes >= STRIKES or len(server.suspicions) >= SUSPICIONS:
-                    why = self._why(server, ended=ended)
+                if server.has_ended() or strikes >= STRIKES or len(server.suspicions) >= SUSPICIONS:
+                    why = server.suspicions[-1] if well else server.trouble
                     if server.launcher is not None:
                         server.launcher.stop()  # a publish that waits for it fails now, and not at its deadline
                     with self._turn:
@@ -246,11 +238,6 @@ class VllmServers:
                 self._bring_back(server)
             if server.state == "lost":
                 return
-
-    def _why(self, server: Server, *, ended: bool) -> str:
-        if ended and server.launcher is not None:
-            return server.launcher.describe_end()
-        return server.suspicions[-1] if len(server.suspicions) >= SUSPICIONS else server.trouble
 
     def _renew(self, server: Server) -> None:
         try:
@@ -273,7 +260,7 @@ class VllmServers:
         try:
             if server.launcher is not None:
                 self._restart(server, server.launcher)
-            elif not self._is_well(server):
+            elif not server.is_well():
                 raise SamplerUnavailable(server.trouble)
             with self._turn:
                 self._check(server)

@@ -95,7 +95,7 @@ def make_servers(config: RunConfig, model: str, *, logs: Path, threads: int, say
     return VllmServers(
         servers,
         start_timeout_s=START_TIMEOUT_S if engine.servers else launch.start_timeout_s,
-        away_timeout_s=engine.timeout_s,
+        away_timeout_s=engine.timeout_s if engine.servers else engine.timeout_s + launch.start_timeout_s,
         max_restarts=launch.max_restarts,
         control=control,
         say=say,
