@@ -147,6 +147,11 @@ def _mistakes_of_source(config: RunConfig) -> Iterator[tuple[Key, str]]:
         yield ("dataset",), "`env` and `dataset` are both set; a run has one source of tasks: remove one of them"
     elif config.dataset is not None and not config.rewards:
         yield ("dataset",), "`dataset` needs `rewards`: a list of file.py:function or package.module:function"
+    if config.engine.transport == "lora" and config.learner.lora is None:
+        yield (
+            ("engine", "transport"),
+            "`engine.transport` is lora and no adapter is trained: set `learner.lora` (`{}` takes its defaults), or auto",
+        )
     if config.rewards and config.dataset is None:
         yield ("rewards",), "`rewards` score the rows of a `dataset`, and none is set; an environment scores its own episodes"
 

@@ -279,3 +279,31 @@ def test_a_dumped_config_reads_back_equal(tmp_path):
 def test_any_value_survives_the_dump(tmp_path_factory, model, lr, seed, stop):
     config = runfile.from_mapping({"model": model, "env": "e", "seed": seed, "learner": {"lr": lr}, "sampling": {"stop": stop}})
     assert runfile.load(write(tmp_path_factory.mktemp("dump"), runfile.dump(config))) == config
+
+
+def test_an_adapters_transport_needs_an_adapter(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model: m\nenv: arithmetic\nengine: {kind: vllm, transport: lora}\n")
+    with pytest.raises(ConfigError, match=r"`engine\.transport` is lora and no adapter is trained: set `learner\.lora`"):
+        runfile.load(path)
+    path.write_text("model: m\nenv: arithmetic\nengine: {kind: vllm, transport: lora}\nlearner: {lora: {}}\n")
+    assert runfile.load(path).learner.lora is not None
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        ("{servers: ['http://a:1']}", "only `kind: vllm` reads servers, and kind is embedded"),
+        ("{kind: vllm, servers: ['http://a:1'], launch: {}}", "servers and launch are both set"),
+        ("{kind: vllm, servers: ['a:1']}", "got 'a:1'; a server is http://HOST:PORT"),
+        ("{kind: vllm, servers: ['http://a:1', 'http://a:1/']}", "a server is named twice"),
+        ("{kind: vllm, lunch: {}}", "did you mean `engine.launch`"),
+        ("{kind: vllm, launch: {tensor_paralel: 2}}", "did you mean `engine.launch.tensor_parallel`"),
+    ],
+)
+def test_what_is_wrong_with_a_vllm_section_is_said(engine, message, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"model: m\nenv: arithmetic\nengine: {engine}\n")
+    with pytest.raises(ConfigError) as error:
+        runfile.load(path)
+    assert message in str(error.value)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from agentrl.engines.vllm_facts import ServerFacts
 
 MODULE = "agentrl.servers.vllm_server"
+WRONG_CONFIG = 2
+"""Its exit status for options that no server can have on this machine."""
 MAX_LORAS = 3
 """Adapters at once: the newest, and those that requests in flight still use."""
 LOOK_TIMEOUT_S = 3.0
@@ -114,6 +116,10 @@ class Launcher:
     def describe_end(self) -> str:
         """One line with its own last words."""
         return f"{self.name} was not started" if self.child is None else self.child.describe_end()
+
+    def was_refused(self) -> bool:
+        """Whether it has ended because of what it was started with."""
+        return self.child is not None and self.child.process.poll() == WRONG_CONFIG
 
     def stop(self) -> None:
         """End it and everything that it started."""

@@ -196,7 +196,7 @@ class VllmServers:
         assert launcher is not None
         while not server.is_well():
             if launcher.ended():
-                raise SamplerUnavailable(launcher.describe_end())
+                raise (ConfigError if launcher.was_refused() else SamplerUnavailable)(launcher.describe_end())
             if time.monotonic() > deadline:
                 said = launcher.describe_end()
                 raise SamplerUnavailable(f"no answer within engine.launch.start_timeout_s={self._start_timeout_s:g} s: {said}")

@@ -81,6 +81,7 @@ def test_a_server_that_cannot_start_says_what_to_do(tmp_path: Path) -> None:
     assert launcher.child is not None
     assert launcher.child.process.wait(60) == 2
     assert launcher.ended()
+    assert launcher.was_refused()
     assert "make setup-vllm" in launcher.describe_end()
     port = launcher.port
     launcher.start()  # again, where clients know it

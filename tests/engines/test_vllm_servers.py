@@ -46,6 +46,9 @@ class FakeLauncher:
     def ended(self) -> bool:
         return not self.is_up
 
+    def was_refused(self) -> bool:
+        return False
+
     def describe_end(self) -> str:
         return f"{self.name} ended with status 1; its last lines: out of memory"
 
