@@ -3,7 +3,8 @@
     python examples/benchmarks/quickstart_seeds.py
     python examples/benchmarks/quickstart_seeds.py --set engine.kind=vllm
 
-Every training run takes each `--set`; held-out tasks are played with the embedded engine. Controls: the learning rate at 0, and rewards shuffled among the completions of each group. Neither may learn.
+Every training run takes each `--set`; held-out tasks are played with the embedded engine. Controls: the learning rate at 0, and rewards
+shuffled among the completions of each group. Neither may learn.
 """
 
 from __future__ import annotations
