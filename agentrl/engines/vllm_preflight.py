@@ -182,8 +182,8 @@ def _ignores_temperature(server: Control) -> bool:
 
 
 def _top_gap(server: Control, temperature: float) -> float:
-    """Nats between the two likeliest first tokens after a fixed prompt."""
-    sampling = {"max_tokens": 1, "temperature": temperature, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": 0, "logprobs": 2}
+    """Nats between the two likeliest first tokens after a fixed prompt. More are asked for: the sampled one takes a place among them."""
+    sampling = {"max_tokens": 1, "temperature": temperature, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": 0, "logprobs": 4}
     body = {"model": BASE_MODEL, "token_ids": [1, 2, 3, 4, 5], "sampling_params": sampling | {"detokenize": False}}
     try:
         answer = server.post(GENERATE, body)
