@@ -53,6 +53,26 @@ def test_a_local_server_maps_the_memory_itself(publisher: Callable[..., VllmPubl
     assert info["layout"] == [["embed.weight", "float32", [2, 3], start], ["norm.weight", "float32", [3], start + 24]]
 
 
+def test_memory_is_written_over_and_holds_the_new_version_alone(publisher: Callable[..., VllmPublisher]) -> None:
+    """Pages that are there already need not be made again; a smaller version leaves nothing of the larger one."""
+    transport = StreamTransport()
+    large = [("a", torch.ones(1000)), ("b", torch.full((7,), 2.0))]
+    small = [("a", torch.full((3,), 5.0)), ("b", torch.full((2, 2), 6.0))]
+    first = transport.collect(large, Version(step=1))
+    [before] = first.paths
+    inode = before.stat().st_ino
+    second = transport.collect(small, Version(step=2))
+    [after] = second.paths
+    try:
+        assert after.stat().st_ino == inode
+        assert not before.exists()
+        assert checksum(small) == second.checksum
+        found = load_file(after)
+        assert {name: tensor.tolist() for name, tensor in found.items()} == {name: tensor.tolist() for name, tensor in small}
+    finally:
+        transport.close()
+
+
 def test_another_machine_is_sent_the_weights_over_tcp(publisher: Callable[..., VllmPublisher]) -> None:
     fleet = servers()
     [server] = fleet.servers

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from agentrl.engines.vllm_api import version_text
 from agentrl.engines.vllm_control import RouteFailed
 from agentrl.engines.vllm_transports.base import BASE_MODEL, Shipment
-from agentrl.engines.vllm_transports.store import Placed, SharedFolder, write_weights
+from agentrl.engines.vllm_transports.store import IN_MEMORY, Placed, SharedFolder, write_weights
 from agentrl.errors import ConfigError, PublishError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     import torch
 
@@ -45,9 +46,9 @@ class FilesystemTransport:
         check_shared(server, self.folder)
 
     def collect(self, weights: Iterable[tuple[str, torch.Tensor]], version: Version) -> Shipment:
-        """Write a version; the one before is removed first, so that there is never room needed for two."""
-        self._remove_versions()
+        """Write a version over the one before, or after it was removed, so that there is never room needed for two."""
         folder = self.folder.path / f"{version.lineage}.{version.step}"
+        self._make_way(folder)
         written = write_weights(folder, weights, self._dtype)
         self._placed = placed = written.placed
         if not placed:
@@ -82,10 +83,18 @@ class FilesystemTransport:
         """Remove everything that was written."""
         self.folder.close()
 
-    def _remove_versions(self) -> None:
-        for entry in self.folder.path.iterdir():
-            if entry.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
+    def _make_way(self, folder: Path) -> None:
+        """Give the older version's files to the new one where they are memory, whose pages then need not be made again.
+
+        Whoever still reads them reads a mixture, and finds so by the checksum. Other machines must not keep what they have read before,
+        so on a disk, which may be shared, every version has files of its own.
+        """
+        older = [entry for entry in self.folder.path.iterdir() if entry.is_dir()]
+        if len(older) == 1 and older[0] != folder and folder.is_relative_to(IN_MEMORY):
+            older[0].rename(folder)
+            return
+        for entry in older:
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def check_shared(server: Control, folder: SharedFolder) -> None:

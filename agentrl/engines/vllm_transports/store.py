@@ -49,6 +49,8 @@ _TYPES = {
     "bool": "BOOL",
 }
 
+IN_MEMORY = Path("/dev/shm")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
@@ -68,7 +70,7 @@ class SharedFolder:
     """A folder of this run's own below one that servers can read; removed at the end, and after a `kill -9` by the next run here."""
 
     def __init__(self, parent: str | None = None) -> None:
-        where = Path(parent) if parent else Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
+        where = Path(parent) if parent else IN_MEMORY if IN_MEMORY.is_dir() else Path(tempfile.gettempdir())
         host = re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname())
         try:
             where.mkdir(parents=True, exist_ok=True)
@@ -129,7 +131,7 @@ def write_weights(folder: Path, weights: Iterable[tuple[str, torch.Tensor]], dty
         pending: deque[Future[None]] = deque()
         writer: _Writer | None = None
         try:
-            folder.mkdir()
+            folder.mkdir(exist_ok=True)
             for name, tensor in _converted(weights, dtype):
                 if writer is None or writer.full:
                     writer = files.enter_context(_Writer(folder / f"weights-{len(placed)}.safetensors"))
@@ -166,7 +168,7 @@ class _Writer:
         self._at = 0
 
     def __enter__(self) -> _Writer:
-        self._file: BinaryIO = self._path.open("wb")
+        self._file: BinaryIO = self._path.open("r+b" if self._path.exists() else "wb")
         self._file.seek(_LENGTH.size + HEADER_ROOM)
         return self
 
@@ -198,5 +200,6 @@ class _Writer:
             raise PublishError(
                 f"the names of {len(self._header)} weights need {len(text)} bytes, more than the {HEADER_ROOM} kept for them"
             )
+        self._file.truncate(_LENGTH.size + HEADER_ROOM + self._at)
         self._file.seek(0)
         self._file.write(_LENGTH.pack(HEADER_ROOM) + text.ljust(HEADER_ROOM))
