@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from agentrl.buffer import Dispatch
     from agentrl.config import RunConfig
     from agentrl.engines.embedded import EmbeddedPublisher, EngineProcess
+    from agentrl.engines.vllm_list import ServerList
     from agentrl.engines.vllm_probe import Probe
     from agentrl.engines.vllm_servers import VllmServers
     from agentrl.engines.vllm_setup import Adapter
@@ -54,6 +55,7 @@ class Session:
         """Told what happens to vLLM servers, a line each."""
         self._vllm: VllmServers | None = None
         self._vllm_connected = False
+        self._list: ServerList | None = None
         self._fleet: Fleet | None = None
         self._rows: list[RemoteRows] = []
 
@@ -71,6 +73,8 @@ class Session:
                 ends.callback(self._publisher.close)
             if self._vllm is not None:
                 ends.callback(self._vllm.close)
+            if self._list is not None:
+                ends.callback(self._list.close)
             ends.callback(self.stop_fleet)
 
     def start_engine(self, model: str, version: Version | None = None) -> None:
@@ -98,11 +102,13 @@ class Session:
         self._vllm.start()
 
     def _connect_vllm(self, servers: VllmServers) -> None:
+        from agentrl.engines.vllm_list import FILE, ServerList
         from agentrl.engines.vllm_setup import expectations, make_publisher
 
         expected = expectations(self.config, self.model_dir, owner=str(self._logs.resolve().parent))
         servers.on_failure = lambda error: self.on_failure(error)
         servers.connect(make_publisher(self.config, servers, self.adapter), expected)
+        self._list = ServerList(self._logs.parent / FILE, servers, say=lambda line: self.say(line))
 
     def _engine_ended(self, child: Child) -> None:
         self.on_failure(SamplerUnavailable(child.describe_end()))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from agentrl.dispatch import Served, Serving
 from agentrl.engines.vllm_api import version_text
 from agentrl.engines.vllm_control import RouteFailed
+from agentrl.engines.vllm_launch import Server
 from agentrl.engines.vllm_preflight import LEASE_S, Expectations, check_server, claim, release
 from agentrl.engines.vllm_transports.base import BASE_MODEL
 from agentrl.errors import AgentRLError, ConfigError, PublishError, SamplerUnavailable
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import torch
 
     from agentrl.engines.vllm_control import Control
-    from agentrl.engines.vllm_launch import Launcher, Server
+    from agentrl.engines.vllm_launch import Launcher
     from agentrl.engines.vllm_probe import Probe
     from agentrl.engines.vllm_publisher import VllmPublisher
 
@@ -109,9 +110,30 @@ class VllmServers:
             self._check(server)
             server.state = "serving"
         for server in self._servers:
-            thread = threading.Thread(target=self._follow, args=(server,), name=f"vllm-{server.url}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            self._watch(server)
+
+    def _watch(self, server: Server) -> None:
+        thread = threading.Thread(target=self._follow, args=(server,), name=f"vllm-{server.url}", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def join(self, url: str) -> None:
+        """Have one more server, as soon as it can be used; while the run goes on, from any thread."""
+        with self._turn:
+            if any(server.url == url and server.state != "lost" for server in self._servers) or self._closing.is_set():
+                return
+            self._servers.append(Server(url=url, control=self.control(url), state="away"))
+            self._watch(self._servers[-1])
+
+    def leave(self, url: str) -> None:
+        """Do without a server that was joined; what it was asked for is asked elsewhere."""
+        with self._turn:
+            for server in self._servers:
+                if server.url == url and server.launcher is None and server.state != "lost":
+                    self._take_out(server, "it was taken off the list")
+                    server.state = "lost"
+                    release(server.control, self._expected.owner)
+            self._changed()
 
     @property
     def _newest(self) -> VllmPublisher:
@@ -268,10 +290,14 @@ class VllmServers:
                     outcome = self._newest.bring_up_to_date(server.url)
                     if outcome.error:
                         raise PublishError(outcome.error)
+                if server.state == "lost":  # it was taken off the list meanwhile
+                    return
                 server.state, server.suspicions, server.trouble, self._none_since = "serving", [], "", None
                 self._changed()
             self._say(f"{server.name} is in use again")
         except AgentRLError as error:
+            if str(error) != server.trouble:
+                self._say(f"{server.name} cannot be used yet: {error}")
             server.trouble = str(error)
             self._give_up_in_time(server)
 

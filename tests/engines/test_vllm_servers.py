@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 import torch
-from vllm_server_fake import FakeServers, servers
+from vllm_server_fake import FakeServer, FakeServers, servers
 
 from agentrl.dispatch import Served, Serving
 from agentrl.engines.vllm_launch import Server
+from agentrl.engines.vllm_list import ServerList
 from agentrl.engines.vllm_preflight import Expectations
 from agentrl.engines.vllm_publisher import VllmPublisher
 from agentrl.engines.vllm_servers import SUSPICIONS, VllmServers
@@ -102,6 +103,13 @@ def watched(tmp_path: Path) -> Iterator[Callable[..., Watched]]:
                 launchers.append(launcher)
             listed.append(Server(url=fake.url, control=fakes.control(fake.url), launcher=launcher))  # type: ignore[arg-type]
         said: list[str] = []
+        news = threading.Condition()
+
+        def say(line: str) -> None:
+            with news:
+                said.append(line)
+                news.notify_all()
+
         under_test = VllmServers(
             listed,
             start_timeout_s=DEADLINE_S,
@@ -109,9 +117,9 @@ def watched(tmp_path: Path) -> Iterator[Callable[..., Watched]]:
             max_restarts=max_restarts,
             control=fakes.control,
             look_s=0.01,
-            say=said.append,
+            say=say,
         )
-        result = Watched(fakes, under_test, launchers, said=said)
+        result = Watched(fakes, under_test, launchers, said=said, news=news)
         under_test.on_change, under_test.on_failure = result.hear(result.told), result.hear(result.failures)
         under_test.start()
         publisher = VllmPublisher(FilesystemTransport(str(tmp_path)), fakes.control)
@@ -291,3 +299,34 @@ def test_servers_are_given_back_at_the_end(watched: Callable[..., Watched]) -> N
     run = watched(2)
     run.servers.close()
     assert [fake.holder for fake in run.fakes.servers] == ["", ""]
+
+
+def test_servers_join_and_leave_by_a_list_in_the_run_folder(watched: Callable[..., Watched], tmp_path: Path) -> None:
+    run = watched(1)
+    run.publish(1)
+    one = run.fakes.servers[0]
+    other = FakeServer("http://127.0.0.1:2")
+    run.fakes.servers += (other,)
+    path = tmp_path / "servers.txt"
+    followed = ServerList(path, run.servers, say=run.hear(run.said), look_s=0.01)
+    try:
+        path.write_text("127.0.0.1:2\n")
+        run.wait_for(lambda: any("a server is http://HOST:PORT" in line for line in run.said))
+        other.answers["/version"] = GONE
+        path.write_text(f"{other.url}  # from the other room\n\n")
+        run.wait_for(lambda: any(f"{other.url} cannot be used yet" in line for line in run.said))
+        other.answers.pop("/version")
+        run.wait_for(lambda: len(run.used()) == 2)
+        assert (other.version, other.holder) == ("0.1", "here")
+        run.publish(2)
+        assert (one.version, other.version) == ("0.2", "0.2")
+        path.write_text("")
+        run.wait_for(lambda: [server.url for server in run.used()] == [one.url])
+        assert other.holder == ""
+        run.publish(3)
+        assert (one.version, other.version) == ("0.3", "0.2")
+        path.write_text(other.url)
+        run.wait_for(lambda: len(run.used()) == 2)
+        assert other.version == "0.3"
+    finally:
+        followed.close()
