@@ -113,8 +113,9 @@ def test_an_update_that_failed_half_way_serves_nothing_and_is_brought_up_to_date
     with fleet.flying(cache_salt="0.1") as choices, pytest.raises(PublishError, match="reached no vLLM server"):
         bad.publish(half, Version(step=2), [fleet.url])
     for choice in choices:
-        assert choice["finish_reason"] == "abort"
-        assert {span["version"] for span in choice["weight_versions"] or ()} <= {"0.1", BROKEN}
+        versions = {span["version"] for span in choice["weight_versions"] or ()}
+        assert versions <= {"0.1", BROKEN}
+        assert choice["finish_reason"] == "abort" or versions == {"0.1"}  # on a slow machine one may end before the update begins
     assert fleet.server.read("/weight_info", "weight_version") == BROKEN
     assert fleet.server.read("/is_paused", "is_paused") is False
     good = fleet.publisher("shared memory")
