@@ -139,7 +139,9 @@ def evaluate(
             f"engine.servers names running servers, which have weights of their own, and {model!r} is to be evaluated: "
             "use engine.launch in place of engine.servers, or engine.kind=embedded"
         )
-    config = config.model_copy(update={"model": model, "max_staleness": 0})
+    engine = config.engine.model_copy(update={"transport": "auto"})
+    learner = config.learner.model_copy(update={"lora": None})  # nothing is trained or published: a server needs no room for adapters
+    config = config.model_copy(update={"model": model, "max_staleness": 0, "engine": engine, "learner": learner})
     with contextlib.ExitStack() as stack:
         folder = output or stack.enter_context(ScratchFolder("agentrl-eval-"))
         kept = stack.enter_context(_open_kept(folder))

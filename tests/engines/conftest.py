@@ -14,12 +14,16 @@ from agentrl.config import EngineConfig
 from agentrl.engines.decoder import Loaded, load_decoder
 from agentrl.engines.protocol import Completion, Request
 from agentrl.engines.scheduler import Scheduler
+from agentrl.engines.vllm_publisher import VllmPublisher
+from agentrl.engines.vllm_transports.filesystem import FilesystemTransport
 from agentrl.records import SamplingContract, Version
 
 sys.path.insert(0, str(Path(__file__).parent))  # fakes that several modules here share
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from vllm_server_fake import FakeServers
 
     from agentrl.engines.slots import Key
 
@@ -160,3 +164,18 @@ def make_request() -> Callable[..., Request]:
 @pytest.fixture
 def run_all() -> Callable[[Scheduler], dict[Key, Completion]]:
     return finish
+
+
+@pytest.fixture
+def publisher(tmp_path: Path) -> Iterator[Callable[..., VllmPublisher]]:
+    """Publishers over files below `tmp_path`, closed at the end."""
+    made: list[VllmPublisher] = []
+
+    def make(fleet: FakeServers, **options: Any) -> VllmPublisher:
+        transport = options.pop("transport", None) or FilesystemTransport(str(tmp_path))
+        made.append(VllmPublisher(transport, fleet.control, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()

@@ -1,43 +1,25 @@
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 import torch
 from safetensors.torch import load_file
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from vllm_server_fake import ONE, SWAP, TWO, FakeServers, checksum, plain, servers, weights
+from vllm_server_fake import ONE, SWAP, TWO, checksum, plain, servers, weights
 
 from agentrl.engines.vllm_control import BROKEN
 from agentrl.engines.vllm_probe import Probe
-from agentrl.engines.vllm_publisher import VllmPublisher
 from agentrl.engines.vllm_transports.filesystem import FilesystemTransport
 from agentrl.errors import ConfigError, PublishError
 from agentrl.records import Version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-
-@pytest.fixture
-def publisher(tmp_path: Path) -> Iterator[Callable[..., VllmPublisher]]:
-    """Publishers over files below `tmp_path`, closed at the end."""
-    made: list[VllmPublisher] = []
-
-    def make(fleet: FakeServers, **options: Any) -> VllmPublisher:
-        transport = options.pop("transport", None) or FilesystemTransport(str(tmp_path))
-        made.append(VllmPublisher(transport, fleet.control, **options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    from agentrl.engines.vllm_publisher import VllmPublisher
 
 
 @pytest.mark.parametrize(

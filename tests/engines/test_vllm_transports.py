@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import socket
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,14 +8,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from safetensors.torch import load_file
-
-sys.path.insert(0, str(Path(__file__).parent))
-
-from vllm_server_fake import ONE, SWAP, TWO, FakeServers, checksum, plain, servers, weights
+from vllm_server_fake import ONE, SWAP, TWO, checksum, plain, servers, weights
 
 from agentrl.engines.vllm_control import BROKEN
-from agentrl.engines.vllm_publisher import VllmPublisher
-from agentrl.engines.vllm_transports.filesystem import FilesystemTransport
 from agentrl.engines.vllm_transports.lora import LoraTransport
 from agentrl.engines.vllm_transports.nccl import NcclTransport
 from agentrl.engines.vllm_transports.stream import Sender, StreamTransport, address_towards, is_local
@@ -25,22 +19,9 @@ from agentrl.records import Version
 from agentrl.transfer_format import Receipt, receive_tensors, send_header
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
-
-@pytest.fixture
-def publisher(tmp_path: Path) -> Iterator[Callable[..., VllmPublisher]]:
-    """Publishers over files below `tmp_path`, closed at the end."""
-    made: list[VllmPublisher] = []
-
-    def make(fleet: FakeServers, **options: Any) -> VllmPublisher:
-        transport = options.pop("transport", None) or FilesystemTransport(str(tmp_path))
-        made.append(VllmPublisher(transport, fleet.control, **options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
+    from agentrl.engines.vllm_publisher import VllmPublisher
 
 
 def test_a_local_server_maps_the_memory_itself(publisher: Callable[..., VllmPublisher]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
@@ -16,19 +16,7 @@ from agentrl.errors import ConfigError
 from agentrl.quickstart import model_path
 from agentrl.records import Version
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
-
-
-@pytest.fixture
-def fleet(vllm_server: Any) -> Iterator[Fleet]:
-    made = Fleet(vllm_server.url)
-    yield made
-    for publisher in made.publishers:
-        publisher.close()
-    made.http.close()
 
 
 def adapter(seed: int, scale: float) -> tuple[list[tuple[str, torch.Tensor]], dict[str, Any]]:
