@@ -139,9 +139,7 @@ def evaluate(
             f"engine.servers names running servers, which have weights of their own, and {model!r} is to be evaluated: "
             "use engine.launch in place of engine.servers, or engine.kind=embedded"
         )
-    engine = config.engine.model_copy(update={"transport": "auto"})
-    learner = config.learner.model_copy(update={"lora": None})  # nothing is trained or published: a server needs no room for adapters
-    config = config.model_copy(update={"model": model, "max_staleness": 0, "engine": engine, "learner": learner})
+    config = as_evaluated(config, model)
     with contextlib.ExitStack() as stack:
         folder = output or stack.enter_context(ScratchFolder("agentrl-eval-"))
         kept = stack.enter_context(_open_kept(folder))
@@ -173,6 +171,13 @@ def evaluate(
         fleet.pump()
         groups = collector.wait(config.limits.wait_s)
     return summarize(groups, samples)
+
+
+def as_evaluated(config: RunConfig, model: str) -> RunConfig:
+    """The run file as far as an evaluation of `model` is concerned: nothing is trained or published, and a server holds no adapters."""
+    engine = config.engine.model_copy(update={"transport": "auto"})
+    learner = config.learner.model_copy(update={"lora": None})
+    return config.model_copy(update={"model": model, "max_staleness": 0, "engine": engine, "learner": learner})
 
 
 def summarize(groups: Sequence[Group], samples: int) -> EvalResult:

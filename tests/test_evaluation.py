@@ -6,8 +6,10 @@ import pytest
 from fakes import make_group
 
 from agentrl.buffer import Dispatch
+from agentrl.config import EngineConfig, LearnerConfig, LoraConfig, RunConfig
+from agentrl.engines.vllm_setup import transport_of
 from agentrl.errors import CheckpointError, ConfigError, RunCannotLearn
-from agentrl.evaluation import _Collector, _open_kept, pass_at_k, summarize
+from agentrl.evaluation import _Collector, _open_kept, as_evaluated, evaluate, pass_at_k, summarize
 from agentrl.records import Task, Version
 
 
@@ -79,10 +81,14 @@ def test_nothing_scorable_is_an_error():
 
 
 def test_running_servers_are_not_evaluated_for_another_model() -> None:
-    from agentrl.config import EngineConfig, RunConfig
-    from agentrl.errors import ConfigError
-    from agentrl.evaluation import evaluate
-
     config = RunConfig(model="quickstart", env="arithmetic", engine=EngineConfig(kind="vllm", servers=["http://127.0.0.1:9"]))
     with pytest.raises(ConfigError, match=r"use engine\.launch in place of engine\.servers"):
         evaluate(config, model="quickstart", progress=lambda done, total, mean: None)
+
+
+def test_an_evaluation_asks_a_server_for_no_adapter() -> None:
+    """Nothing is published, so that the run file's adapter and transport are nothing to the server."""
+    learner = LearnerConfig(device="cpu", lora=LoraConfig())
+    config = RunConfig(model="m", env="arithmetic", engine=EngineConfig(kind="vllm", transport="lora"), learner=learner)
+    evaluated = as_evaluated(config, "other")
+    assert (evaluated.model, evaluated.learner.lora, transport_of(evaluated)) == ("other", None, "filesystem")
