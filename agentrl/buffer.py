@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from agentrl.admission import Admission
     from agentrl.config import LimitsConfig
+    from agentrl.objectives import Needs
     from agentrl.rollout_log import RolloutLog
     from agentrl.run_folder import RunState
     from agentrl.tasks import TaskSource
@@ -44,6 +45,8 @@ class BufferCounts:
     unscorable_share: float
     """Of the last `limits.window_groups` groups."""
     requeued: int
+    filtered_groups: int
+    """Groups of equal rewards in whose place others were played."""
     waiting: int
     """Finished groups that no step has taken yet."""
     in_flight: int
@@ -54,14 +57,14 @@ class Buffer:
     """Owned by the supervisor's process; every method may be called from any thread."""
 
     def __init__(
-        self, admission: Admission, tasks: TaskSource, log: RolloutLog, limits: LimitsConfig, *, lineage: int, min_scorable: int
+        self, admission: Admission, tasks: TaskSource, log: RolloutLog, limits: LimitsConfig, *, lineage: int, needs: Needs
     ) -> None:
         self._admission = admission
         self._tasks = tasks
         self._log = log
         self._limits = limits
         self._lineage = lineage
-        self._min_scorable = min_scorable
+        self._needs = needs
         self._changed = threading.Condition()
         self._groups: dict[int, Group] = {}
         self._failure: AgentRLError | None = None
@@ -70,6 +73,8 @@ class Buffer:
         self._reasons: Counter[str] = Counter()
         self._unscorable = 0
         self._requeued = 0
+        self._filtered = 0
+        self._filtered_in_a_row = 0
         self.on_open: Callable[[], None] = lambda: None
         """Called, without the lock, when groups may have become free to dispatch."""
         self.on_finished: Callable[[], None] = lambda: None
@@ -90,11 +95,12 @@ class Buffer:
         gone = set(disposed)
         for group in groups:
             next_index = max(next_index, group.index + 1)
-            if self._is_scorable(group):
+            refused = self._refused(group)
+            if refused is None:
                 self._groups[group.index] = group
             else:  # the crash came between its two lines
                 gone.add(group.index)
-                self._log.dispose(group.index, _all_members("unscorable", len(group.rollouts)))
+                self._log.dispose(group.index, _all_members(refused, len(group.rollouts)))
         finished = {index: group.dispatched.step for index, group in self._groups.items()}
         waiting = [index for index in range(next_index) if index not in gone and index not in finished]
         places_trained = state.step * self._admission.groups_per_step  # by today's steps: a resume may have changed their size
@@ -102,8 +108,11 @@ class Buffer:
             version=state.step, places_trained=places_trained, next_index=next_index, finished=finished, waiting=waiting
         )
 
-    def _is_scorable(self, group: Group) -> bool:
-        return sum(score is not None for score in group.scores) >= min(self._min_scorable, len(group.rollouts))
+    def _refused(self, group: Group) -> Disposition | None:
+        """What becomes of a group that cannot be trained, or that dynamic sampling leaves out; None for one that is to be trained."""
+        if sum(score is not None for score in group.scores) < min(self._needs.group_size, len(group.rollouts)):
+            return "unscorable"
+        return "filtered" if self._needs.signal and not has_signal(group) else None
 
     def dispatch(self) -> Dispatch | None:
         """The next group to play, or None while the staleness budget is spent, the data has ended or the run has failed."""
@@ -131,18 +140,31 @@ class Buffer:
         self.on_open()
 
     def _account(self, group: Group) -> None:
-        scorable = self._is_scorable(group)
+        refused = self._refused(group)
         self._endings.update(rollout.ending for rollout in group.rollouts)
-        self._recent.append(scorable)
-        if scorable:
+        self._recent.append(refused != "unscorable")
+        self._filtered_in_a_row = self._filtered_in_a_row + 1 if refused == "filtered" else 0
+        if refused is None:
             self._admission.finish(group.index)
             self._groups[group.index] = group
             return
+        self._admission.give_back(group.index)
+        self._log.dispose(group.index, _all_members(refused, len(group.rollouts)))
+        if refused == "filtered":
+            self._filtered += 1
+            self._stop_if_nothing_differs(group)
+            return
         self._unscorable += 1
         self._reasons.update(rollout.score.reason for rollout in group.rollouts if not rollout.score.scorable)
-        self._admission.give_back(group.index)
-        self._log.dispose(group.index, _all_members("unscorable", len(group.rollouts)))
         self._stop_if_hopeless()
+
+    def _stop_if_nothing_differs(self, group: Group) -> None:
+        if self._filtered_in_a_row >= self._limits.max_filtered_groups:
+            raise RunCannotLearn(
+                f"in each of the last {self._filtered_in_a_row} groups all rewards were equal (in the last one "
+                f"{next(score for score in group.scores if score is not None):g}), and dynamic sampling trains only groups in which they "
+                "differ: take tasks that are neither solved nor hopeless, a larger group_size, or raise limits.max_filtered_groups"
+            )
 
     def _stop_if_hopeless(self) -> None:
         enough = min(self._limits.window_groups, max(8, self._admission.groups_per_step))
@@ -203,7 +225,7 @@ class Buffer:
         with self._changed:
             step = self._admission.version + 1
             for group in groups:
-                self._log.dispose(group.index, member_dispositions(group), step=step)
+                self._log.dispose(group.index, member_dispositions(group, compares=self._needs.group_size > 1), step=step)
                 del self._groups[group.index]
             self._admission.step([group.index for group in groups])
         self.on_open()
@@ -256,6 +278,7 @@ class Buffer:
                 unscorable_groups=self._unscorable,
                 unscorable_share=1 - sum(self._recent) / len(self._recent) if self._recent else 0.0,
                 requeued=self._requeued,
+                filtered_groups=self._filtered,
                 waiting=len(self._groups),
                 in_flight=len(self._admission.places) - len(self._groups),
                 endings=dict(self._endings),
@@ -280,11 +303,20 @@ class Buffer:
         )
 
 
-def member_dispositions(group: Group) -> tuple[Disposition, ...]:
-    """What a step did with each member: unscorable ones never counted, equal rewards gave no signal, the rest was trained."""
+def has_signal(group: Group) -> bool:
+    """Whether a comparison within the group says anything: two scores differ, or a judge preferred one of two."""
     values = np.array([np.nan if score is None else score for score in group.scores], dtype=np.float64)
     known = values[~np.isnan(values)]
-    signal = len(known) > 1 and bool((known != known[0]).any())
+    differ = len(known) > 1 and bool((known != known[0]).any())
+    return differ or any(chance not in (None, 0.5) for chance in group.preferences)
+
+
+def member_dispositions(group: Group, *, compares: bool = True) -> tuple[Disposition, ...]:
+    """What a step did with each member: unscorable ones never counted, the rest was trained.
+
+    Where the objective compares the members of a group, equal rewards gave no signal.
+    """
+    signal = not compares or has_signal(group)
     return tuple(_disposition(rollout, signal=signal) for rollout in group.rollouts)
 
 

@@ -170,7 +170,9 @@ class LearnerConfig(Config):
     mask_truncated: bool = False
     """Train nothing of a truncated episode (it stays in its group's baseline)."""
     lora: LoraConfig | None = None
-    """Train a LoRA adapter instead of all weights."""
+    """Train a LoRA adapter instead of all weights; the reference is then the model without it."""
+    reference_sync: ReferenceSyncConfig | None = None
+    """Move the reference towards the policy as it trains; null keeps it where the run began."""
     ranks: Positive = 1
     """Processes that `accelerate launch` started; checked against the launcher's own count."""
     sharding: Literal["ddp", "fsdp2"] = "ddp"
@@ -185,6 +187,15 @@ class LoraConfig(Config):
     dropout: Literal[0] = 0
     """Dropout would make the learner score another distribution than the one that sampled; only 0 is allowed."""
     target_modules: str | list[str] = "all-linear"
+
+
+class ReferenceSyncConfig(Config):
+    """An exponential moving average of the policy as the reference (TR-DPO, Gorbatovski et al. 2024, arXiv:2404.09656)."""
+
+    every: Positive = 64
+    """Steps between two moves."""
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """reference = (1 - rate) reference + rate policy; 1 replaces it."""
 
 
 class RolloutConfig(Config):
@@ -219,6 +230,8 @@ class LimitsConfig(Config):
     max_unscorable_share: Share = 0.5
     """The run stops when more than this share of the last `window_groups` groups had no scorable rollout."""
     window_groups: Positive = 64
+    max_filtered_groups: Positive = 512
+    """The run stops when this many groups in a row had equal rewards and others were played in their place (dynamic sampling)."""
     wait_s: Seconds = 900.0
     """Longest wait of the learner for a batch."""
 
@@ -236,6 +249,11 @@ class RunConfig(Config):
     """Reward functions for `dataset`, `file.py:function` or `package.module:function`.
 
     Each is `f(prompts, completions, completion_ids, **columns) -> list[float | None]`.
+    """
+    judge: str | None = None
+    """A function for `dataset` that compares two completions, for objectives that learn from preferences; beside `rewards`, or without.
+
+    It is `f(prompts, completions) -> list[int]`, a pair of completions a prompt: 0 the first is better, 1 the second, -1 cannot tell.
     """
     imports: list[str] = Field(default_factory=list)
     """Modules or files that every process imports first: they register environments and objectives."""

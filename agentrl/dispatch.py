@@ -54,6 +54,10 @@ class Play(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     contract: SamplingContract
     seed: int
     """The run's seed; with the task, the member and the turn it names a random stream."""
+    rival: SamplingContract | None = None
+    """How members from `group_size // 2` on are sampled instead."""
+    judged: bool = False
+    """Whether the environment compares member m with member m + group_size // 2 once all have ended."""
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag=True):

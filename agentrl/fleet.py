@@ -51,7 +51,7 @@ class Fleet:
     Args:
         setup: the first message to each process.
         size: how many processes.
-        contract, seed, group_size: sent with every group.
+        contract, seed, group_size, rival, judged: sent with every group.
         next_group: what to play next; None while nothing may be dispatched.
         on_played, on_lost, on_failure: called from reader threads.
         serving: the vLLM servers in use, for each process that starts; None for the embedded engine.
@@ -67,6 +67,8 @@ class Fleet:
         contract: SamplingContract,
         seed: int,
         group_size: int,
+        rival: SamplingContract | None = None,
+        judged: bool = False,
         next_group: Callable[[], Dispatch | None],
         on_played: Callable[[Group], None],
         on_lost: Callable[[int], None],
@@ -81,6 +83,8 @@ class Fleet:
         self._contract = contract
         self._seed = seed
         self._group_size = group_size
+        self._rival = rival
+        self._judged = judged
         self._next_group = next_group
         self._on_played = on_played
         self._on_lost = on_lost
@@ -141,6 +145,8 @@ class Fleet:
             group_size=self._group_size,
             contract=self._contract,
             seed=self._seed,
+            rival=self._rival,
+            judged=self._judged,
         )
         try:
             wire.send(member.sock, play)

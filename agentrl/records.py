@@ -89,6 +89,9 @@ class SamplingContract:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    reference_share: float = 0.0
+    """Share s of the frozen reference in the geometric mixture that was sampled: log-probs are those of
+    softmax(((1-s) x policy logits + s x reference logits) / temperature). 0 is the policy alone, 1 the reference alone."""
     dtype: str = "float32"
     engine: str = "embedded"
 
@@ -155,6 +158,12 @@ class Turn:
     span: TokenSpan
     contract: SamplingContract
     finish_reason: FinishReason
+    reward: float = 0.0
+    """What the environment gave for this turn alone, beside the score of the end; `Rollout.score` is the sum of both."""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.reward):
+            raise ValueError(f"the reward of a turn must be finite, got {self.reward}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,6 +231,9 @@ class Group:
     rollouts: tuple[Rollout, ...]
     dispatched: Version
     """The policy's version when the group was admitted."""
+    preferences: tuple[float | None, ...] = ()
+    """One a pair of members (m, m + len(rollouts) // 2): the judge's probability, in [0, 1], that the first is better; None where there
+    is no verdict. Empty where no judge was asked."""
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from agentrl.config import RunConfig
     from agentrl.learner import Learner
+    from agentrl.objectives import Needs
     from agentrl.run_folder import RunFolder
     from agentrl.tasks import TaskSource
 
@@ -30,7 +31,7 @@ def load_checkpoint(learner: Learner, folder: RunFolder, checkpoint: Path) -> No
 
 
 def open_buffer(
-    config: RunConfig, folder: RunFolder, tasks: TaskSource, restored: Path | None, min_scorable: int, *, resuming: bool
+    config: RunConfig, folder: RunFolder, tasks: TaskSource, restored: Path | None, needs: Needs, *, resuming: bool
 ) -> tuple[int, Buffer]:
     """The buffer, with what earlier lineages finished put back; returns the new lineage with it."""
     admission = Admission(
@@ -53,7 +54,7 @@ def open_buffer(
         folder.cut_metrics(state.step)
         disposed = cut_dispositions(folder.rollouts, state.step)
     log = RolloutLog(folder.rollouts, lineage)  # after the cut, which replaces a file that this one appends to
-    buffer = Buffer(admission, tasks, log, config.limits, lineage=lineage, min_scorable=min_scorable)
+    buffer = Buffer(admission, tasks, log, config.limits, lineage=lineage, needs=needs)
     if resuming:
         buffer.restore(state, disposed, read_groups(folder.rollouts, skip=disposed.keys()))
     return lineage, buffer

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentrl import objectives, runfile
 from agentrl.engines.vllm_setup import PROBED_TEXT, Adapter
-from agentrl.errors import AgentRLError, CheckpointError, ConfigError, LearnerDiverged, PublishError, RunCannotLearn
+from agentrl.errors import AgentRLError, CheckpointError, LearnerDiverged, PublishError, RunCannotLearn
 from agentrl.follow import follow, sends_adapter, sent_weights
 from agentrl.interrupt import Abandoned, Interrupt
 from agentrl.lost_rank import told_in_one_line
 from agentrl.metrics import group_metrics, why_idle
+from agentrl.needs import check_needs
 from agentrl.processes import launched_rank
 from agentrl.records import SamplingContract, Version
 from agentrl.restore import load_checkpoint, open_buffer
@@ -85,8 +86,14 @@ class Run:
             self.publish(first=True)
         config, dtype = self.config, self.session.dtype
         contract = SamplingContract(temperature=config.sampling.temperature, dtype=dtype, engine=config.engine.kind)
+        needs = self.learner.models.needs
         fleet = self.session.start_fleet(
-            contract=contract, next_group=self.buffer.dispatch, on_played=self.buffer.finished, on_lost=self.buffer.lost
+            contract=contract,
+            rival=None if needs.rival is None else replace(contract, reference_share=needs.rival),
+            judged=needs.judge,
+            next_group=self.buffer.dispatch,
+            on_played=self.buffer.finished,
+            on_lost=self.buffer.lost,
         )
         self.buffer.on_open, self.buffer.on_cancel = fleet.pump, fleet.cancel
         self.buffer.on_finished = self.learner.wake_spare
@@ -162,6 +169,7 @@ class Run:
             "rollout/unscorable_share": counts.unscorable_share,
             "rollout/unscorable_groups": float(counts.unscorable_groups),
             "rollout/requeued": float(counts.requeued),
+            "rollout/filtered_groups": float(counts.filtered_groups),
             "buffer/waiting": float(counts.waiting),
             "buffer/in_flight": float(counts.in_flight),
             "rollout/loop_lag_s": self.session.loop_lag_s,
@@ -201,11 +209,7 @@ def train(config: RunConfig, *, resume: Path | None = None, progress: Progress) 
     """
     objective = objectives.get(config.objective["name"])
     objective_config = objectives.validate(config.objective)
-    if config.group_size < objective.min_group_size:
-        raise ConfigError(
-            f"objective {objective.name!r} compares rollouts of one task: "
-            f"set group_size >= {objective.min_group_size}, got {config.group_size}"
-        )
+    check_needs(config, objective.needs(objective_config), objective.name)
     if launched_rank() > 0:
         with told_in_one_line():
             follow(config, objective, objective_config, RunFolder(resume).latest_checkpoint() if resume else None)
@@ -240,7 +244,8 @@ def _train(
     progress.waiting("start")
     with interrupt.waiting():  # there is nothing to save yet
         session = stack.enter_context(Session(config, folder.logs))
-        session.start_engine(config.model)  # loads while the learner does
+        needs = objective.needs(objective_config)
+        session.start_engine(config.model, reference=needs.rival is not None)  # loads while the learner does
         tasks = TaskSource(session.environment, session.rows("train"), config.seed)
         from transformers import logging  # torch takes seconds to import: a wrong run file has been refused by now
 
@@ -253,7 +258,7 @@ def _train(
         restored = folder.latest_checkpoint() if resuming else None
         if restored is not None:
             load_checkpoint(learner, folder, restored)
-        lineage, buffer = open_buffer(config, folder, tasks, restored, objective.min_group_size, resuming=resuming)
+        lineage, buffer = open_buffer(config, folder, tasks, restored, needs, resuming=resuming)
         stack.callback(buffer.close)
         run = Run(config, folder, lineage, learner, tokenizer, session, buffer, progress, interrupt, last={})
         run.connect(restored=restored is not None)

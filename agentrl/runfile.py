@@ -23,6 +23,7 @@ from agentrl import objectives, registry
 from agentrl.config import RunConfig
 from agentrl.config_errors import Key, dotted, known_keys, sentences, shown
 from agentrl.errors import ConfigError
+from agentrl.needs import mistakes_of_needs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -134,9 +135,7 @@ def _resolve(config: RunConfig) -> tuple[RunConfig, dict[Key, str]]:
     except ValidationError as error:
         known = [f"objective.{key}" for key in known_keys(objective.config)] + known_keys(RunConfig)
         return config, mistakes | sentences(error, objective.config, known=known, prefix=("objective",))
-    if config.group_size < objective.min_group_size:
-        least = f"set group_size >= {objective.min_group_size}, got {config.group_size}"
-        mistakes[("group_size",)] = f"objective {name!r} compares rollouts of one task: {least}"
+    mistakes |= dict(mistakes_of_needs(config, objective.needs(options), name))
     return config.model_copy(update={"objective": options.model_dump(mode="json")}), mistakes
 
 
@@ -145,8 +144,10 @@ def _mistakes_of_source(config: RunConfig) -> Iterator[tuple[Key, str]]:
         yield ("env",), "there is nothing to train on: set `env` (see `agentrl env list`), or `dataset` with `rewards`"
     if config.env is not None and config.dataset is not None:
         yield ("dataset",), "`env` and `dataset` are both set; a run has one source of tasks: remove one of them"
-    elif config.dataset is not None and not config.rewards:
+    elif config.dataset is not None and not config.rewards and config.judge is None:
         yield ("dataset",), "`dataset` needs `rewards`: a list of file.py:function or package.module:function"
+    if config.judge is not None and config.dataset is None:
+        yield ("judge",), "`judge` compares rollouts of a `dataset`, and none is set; an environment compares its own by `compare`"
     if config.engine.transport == "lora" and config.learner.lora is None:
         yield (
             ("engine", "transport"),

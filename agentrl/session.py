@@ -77,8 +77,14 @@ class Session:
                 ends.callback(self._list.close)
             ends.callback(self.stop_fleet)
 
-    def start_engine(self, model: str, version: Version | None = None) -> None:
-        """Start the engine on a model; it loads while the caller goes on."""
+    def start_engine(self, model: str, version: Version | None = None, *, reference: bool = False) -> None:
+        """Start the engine on a model; it loads while the caller goes on.
+
+        Args:
+            model: folder or Hub name.
+            version: of its weights.
+            reference: whether an embedded engine also holds the run's own `model`, as it was before training, to sample from.
+        """
         if self.config.engine.kind == "vllm":
             self._start_vllm(resolve_model(model))
             return
@@ -91,6 +97,7 @@ class Session:
             threads=cpu_share(self.config, "engine"),
             socket_path=self._temporary.path / "engine.sock",
             log=self._logs / "engine.log",
+            reference_dir=self.model_dir if reference else None,
         )
         self._engine.child.watch(self._engine_ended)
 
@@ -172,8 +179,10 @@ class Session:
         on_lost: Callable[[int], None],
         group_size: int | None = None,
         seed: int | None = None,
+        rival: SamplingContract | None = None,
+        judged: bool = False,
     ) -> Fleet:
-        """Start the rollout processes; groups flow as soon as they are ready."""
+        """Start the rollout processes; groups flow as soon as they are ready. `rival` and `judged` go out with each: see `Play`."""
         setup = Setup(
             config=self.config.model_dump(mode="json"),
             environment=self.environment,
@@ -188,6 +197,8 @@ class Session:
             contract=contract,
             seed=self.config.seed if seed is None else seed,
             group_size=group_size or self.config.group_size,
+            rival=rival,
+            judged=judged,
             next_group=next_group,
             on_played=on_played,
             on_lost=on_lost,
@@ -220,11 +231,12 @@ class Session:
 
 
 def environment_spec(config: RunConfig) -> str:
-    """The spec that every process imports: `env`, or the built-in environment over `dataset` and `rewards`."""
+    """The spec that every process imports: `env`, or the built-in environment over `dataset`, `rewards` and `judge`."""
     if config.env is not None:
         return config.env
     assert config.dataset is not None, "the run file's check lets no run through without tasks"
-    return "dataset?" + urlencode({"path": config.dataset, "rewards": ",".join(config.rewards)}, safe="/:,")
+    arguments = {"path": config.dataset, "rewards": ",".join(config.rewards), "judge": config.judge or ""}
+    return "dataset?" + urlencode({name: value for name, value in arguments.items() if value}, safe="/:,")
 
 
 def resolve_model(model: str) -> str:

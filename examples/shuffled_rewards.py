@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from agentrl import objectives
-from agentrl.objectives.grpo import GRPO, GRPOConfig, group_advantages
+from agentrl.objectives.credit import compared_rewards
+from agentrl.objectives.grpo import GRPO, GRPOConfig
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,9 +28,9 @@ class ShuffledConfig(GRPOConfig):
     name: Literal["grpo_shuffled"] = "grpo_shuffled"  # type: ignore[assignment]  # every objective has its own name
 
 
-def shuffled_advantages(groups: Sequence[objectives.GroupSignals], config: ShuffledConfig) -> list[np.ndarray]:
+def shuffled_advantages(groups: Sequence[objectives.GroupSignals], config: ShuffledConfig) -> list[np.ndarray | objectives.Credit]:
     """GRPO's advantages of permuted rewards."""
-    return group_advantages([replace(group, rewards=_draw.permutation(group.rewards)) for group in groups], config)
+    return compared_rewards([replace(group, rewards=_draw.permutation(group.rewards)) for group in groups], config)
 
 
 objectives.register(replace(GRPO, name="grpo_shuffled", config=ShuffledConfig, advantages=shuffled_advantages))

@@ -9,6 +9,7 @@ from agentrl.admission import Admission
 from agentrl.buffer import Buffer, member_dispositions
 from agentrl.config import LimitsConfig
 from agentrl.errors import RunCannotLearn, SamplerUnavailable
+from agentrl.objectives import Needs
 from agentrl.rollout_log import RolloutLog, cut_dispositions, read_dispositions, read_groups
 from agentrl.run_folder import RunState
 from agentrl.tasks import TaskSource
@@ -23,7 +24,7 @@ def make_buffer(folder, *, groups_per_step=2, eta=0, lineage=0, limits=None, **a
         RolloutLog(folder, lineage),
         limits or LimitsConfig(wait_s=5),
         lineage=lineage,
-        min_scorable=2,
+        needs=Needs(group_size=2),
     )
 
 

@@ -27,7 +27,7 @@ class FakeChild:
         return "it ended"
 
 
-def make_fleet(next_group, failures, played=lambda group: None):
+def make_fleet(next_group, failures, played=lambda group: None, **options):
     return Fleet(
         Setup(config={}, environment="e", tokenizer="t", engine_socket="s", log_folder="l"),
         size=1,
@@ -39,6 +39,7 @@ def make_fleet(next_group, failures, played=lambda group: None):
         on_played=played,
         on_lost=lambda index: None,
         on_failure=failures.append,
+        **options,
     )
 
 
@@ -102,3 +103,19 @@ def test_groups_go_to_a_process_that_is_ready():
     assert isinstance(play, Play)
     assert (play.index, play.group_size, play.dispatched.step) == (7, 2, 2)
     assert member.groups == {7}
+
+
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [({}, (None, False)), ({"rival": SamplingContract(policy="reference"), "judged": True}, (SamplingContract(policy="reference"), True))],
+)
+def test_every_group_is_sent_with_its_rival_and_whether_it_is_judged(options, sent):
+    dispatches = [Dispatch(index=index, task=Task.from_row("e", {"prompt": "x"}), version=Version()) for index in range(2)]
+    fleet = make_fleet(lambda: dispatches.pop() if dispatches else None, [], **options)
+    member, theirs = add_member(fleet)
+    member.ready = True
+    with theirs, member.sock:
+        fleet.pump()
+        receiver = wire.Receiver(theirs, ToRollout)
+        plays = [receiver.receive(), receiver.receive()]
+    assert [(play.rival, play.judged) for play in plays] == [sent, sent]

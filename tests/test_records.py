@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from fakes import make_span, make_turn
+from fakes import make_group, make_span, make_turn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.records import Rollout, Score, Source, Task, TokenSpan, Version, VersionRun, rows_of
+from agentrl import wire
+from agentrl.records import Group, Rollout, Score, Source, Task, TokenSpan, Version, VersionRun, rows_of
 
 
 def test_unequal_columns_are_refused():
@@ -80,3 +84,29 @@ def test_a_row_is_the_path_from_root_to_leaf():
     assert second.ids.tolist() == [*turns[0].span.ids, *turns[2].span.ids]
     assert first.trained.tolist() == [False, False, True, False, True]
     assert second.trained.tolist() == [False, False, False, False, True], "the shared turn was trained in the first row"
+
+
+@pytest.mark.parametrize("reward", [float("nan"), float("inf")])
+def test_the_reward_of_a_turn_is_finite(reward):
+    with pytest.raises(ValueError, match="reward of a turn must be finite"):
+        replace(make_turn(make_span(1, 1)), reward=reward)
+
+
+def test_rewards_of_turns_and_preferences_are_logged():
+    group = make_group(3, [1.0, 0.0, None, 0.5])
+    turns = (replace(group.rollouts[0].turns[0], reward=-0.25),)
+    group = replace(group, rollouts=(replace(group.rollouts[0], turns=turns), *group.rollouts[1:]), preferences=(0.75, None))
+    again = wire.from_json(wire.to_json_line(group), Group)
+    assert again.preferences == (0.75, None)
+    assert [rollout.turns[0].reward for rollout in again.rollouts] == [-0.25, 0.0, 0.0, 0.0]
+
+
+def test_logs_of_before_there_were_such_still_read():
+    line = json.loads(wire.to_json_line(make_group(3, [1.0, 0.0])))
+    del line["preferences"]
+    for rollout in line["rollouts"]:
+        for turn in rollout["turns"]:
+            del turn["reward"]
+    group = wire.from_json(json.dumps(line), Group)
+    assert group.preferences == ()
+    assert {turn.reward for rollout in group.rollouts for turn in rollout.turns} == {0.0}

@@ -19,6 +19,7 @@ from agentrl.buffer import Buffer
 from agentrl.config import RunConfig
 from agentrl.errors import PublishError, RunCannotLearn
 from agentrl.learner import Learner
+from agentrl.objectives import Needs
 from agentrl.records import Group, Rollout, SamplingContract, Score, Source, TokenSpan, Turn, Version, VersionRun
 from agentrl.rollout_log import RolloutLog, cut_dispositions, read_dispositions
 from agentrl.run import IDLE_STEPS, Interrupt, Run
@@ -131,7 +132,12 @@ def make_run(config, folder, session=None):
         num_groups=config.epochs * len(ROWS) if config.epochs else None,
     )
     buffer = Buffer(
-        admission, TaskSource("fake", ROWS, config.seed), RolloutLog(folder.rollouts, 0), config.limits, lineage=0, min_scorable=2
+        admission,
+        TaskSource("fake", ROWS, config.seed),
+        RolloutLog(folder.rollouts, 0),
+        config.limits,
+        lineage=0,
+        needs=Needs(group_size=2),
     )
     return Run(config, folder, 0, learner, None, session or ScriptedSession(), buffer, Silent(), Interrupt(), last={})
 

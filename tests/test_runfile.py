@@ -89,10 +89,10 @@ def test_an_override_makes_the_sections_on_its_way(tmp_path):
 
 
 def test_naming_another_objective_drops_the_options_of_the_first(tmp_path):
-    path = write(tmp_path, "model: m\nenv: e\nobjective: {name: grpo, scale_rewards: none}")
-    assert runfile.load(path, flags={"objective": "grpo"}).objective["scale_rewards"] == "none"
-    assert "scale_rewards" not in runfile.load(path, flags={"objective": "rloo"}).objective
-    assert runfile.load(path, ["objective.clip_low=0.3"]).objective["scale_rewards"] == "none"
+    path = write(tmp_path, "model: m\nenv: e\nobjective: {name: grpo, scale_rewards: batch}")
+    assert runfile.load(path, flags={"objective": "grpo"}).objective["scale_rewards"] == "batch"
+    assert runfile.load(path, flags={"objective": "rloo"}).objective["scale_rewards"] == "none"
+    assert runfile.load(path, ["objective.clip_low=0.3"]).objective["scale_rewards"] == "batch"
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,26 @@ def load_decoder(model_dir: str, config: EngineConfig) -> Loaded:
     )
 
 
+def load_reference(model_dir: str, config: EngineConfig, policy: Loaded) -> Loaded:
+    """Load the frozen model whose logits are mixed with the policy's. Raises `ConfigError` also where the two do not fit together."""
+    try:
+        loaded = load_decoder(model_dir, config)
+    except ConfigError as error:
+        raise ConfigError(f"the reference model: {error}") from error
+    ours, theirs = policy.decoder.vocab_size, loaded.decoder.vocab_size
+    if ours != theirs:
+        raise ConfigError(
+            f"the reference model {model_dir!r} scores {theirs} ids and the policy {ours}: their logits cannot be mixed; "
+            "take a reference with the policy's own vocabulary, such as the model that training starts from"
+        )
+    if loaded.context_length < policy.context_length:
+        raise ConfigError(
+            f"the reference model {model_dir!r} allows {loaded.context_length} tokens of context and the policy has "
+            f"{policy.context_length}; set engine.context_length={loaded.context_length}"
+        )
+    return loaded
+
+
 def choose_decoder(model: Any, context_length: int) -> tuple[Decoder, str]:
     """The fastest decoder that reproduces a transformers model, and what it is."""
     with torch.inference_mode():

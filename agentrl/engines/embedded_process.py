@@ -49,7 +49,14 @@ class EngineProcess:
 
 
 def start_engine(
-    model_dir: str, config: EngineConfig, *, version: Version, threads: int, log: Path, socket_path: Path | None = None
+    model_dir: str,
+    config: EngineConfig,
+    *,
+    version: Version,
+    threads: int,
+    log: Path,
+    socket_path: Path | None = None,
+    reference_dir: str | None = None,
 ) -> EngineProcess:
     """Start an engine process; it loads while the caller goes on, and clients may connect at once.
 
@@ -60,6 +67,8 @@ def start_engine(
         threads: CPU threads.
         log: its error output is appended here.
         socket_path: where it listens; by default in a new private folder. At most some 100 characters, a limit of Unix sockets.
+        reference_dir: a folder or Hub name of the same vocabulary, held beside the policy and never changed by a publish; for requests
+            whose contract has a `reference_share`, which are refused without it.
     """
     folder = None
     if socket_path is None:
@@ -76,6 +85,7 @@ def start_engine(
                 [
                     *("--model", model_dir, "--config", config.model_dump_json(), "--threads", str(threads)),
                     *("--version", str(version.lineage), str(version.step)),
+                    *(("--reference", reference_dir) if reference_dir is not None else ()),
                     *("--listen-fd", str(listener.fileno()), "--lifeline-fd", str(watched)),
                 ],
                 log=log,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from agentrl.engines.scheduler import Scheduler
 
 KV_SHARE = 0.5
-"""Share of the memory that is free once the model is loaded which KV caches may take."""
+"""Share of the memory that is free once all models are loaded which KV caches may take."""
 FIRST_CLIENT_S = 120.0
 """Longest wait for somebody to tell that the model did not load."""
 FAREWELL_S = 2.0
@@ -39,7 +39,7 @@ FAREWELL_S = 2.0
 
 
 class Server:
-    """Serves one model to the clients of a hub."""
+    """Serves the policy, and mixtures of it with the reference where there is one, to the clients of a hub."""
 
     def __init__(self, hub: Hub, scheduler: Scheduler, loaded: Loaded) -> None:
         self._hub = hub
@@ -117,20 +117,24 @@ class Server:
         )
 
 
-def build(listener: socket.socket, model_dir: str, config: EngineConfig, version: Version) -> tuple[Hub, Server]:
-    """Load the model and make its server. Raises `ConfigError` for a model that cannot be served."""
-    from agentrl.engines.decoder import load_decoder
+def build(
+    listener: socket.socket, model_dir: str, config: EngineConfig, version: Version, reference_dir: str | None = None
+) -> tuple[Hub, Server]:
+    """Load the model, and the reference where one is named, and make their server. Raises `ConfigError` for what cannot be served."""
+    from agentrl.engines.decoder import load_decoder, load_reference
     from agentrl.engines.hub import Hub
     from agentrl.engines.messages import FromClient, Hello
     from agentrl.engines.scheduler import Scheduler
 
     loaded = load_decoder(model_dir, config)
+    reference = load_reference(reference_dir, config, loaded) if reference_dir is not None else None
     scheduler = Scheduler(
         loaded,
         num_slots=config.slots,
         recompute=config.kv == "recompute",
         version=version,
         memory_bytes=int(KV_SHARE * free_bytes(str(loaded.device))),
+        reference=reference,
     )
     weights = loaded.decoder.weights
 
@@ -172,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True)
+    parser.add_argument("--reference", help="a frozen model to mix with it")
     parser.add_argument("--config", required=True, help="EngineConfig as JSON")
     parser.add_argument("--version", type=int, nargs=2, required=True, metavar=("LINEAGE", "STEP"))
     parser.add_argument("--threads", type=int, required=True)
@@ -184,12 +189,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     listener = socket.socket(fileno=options.listen_fd)
     version = Version(lineage=options.version[0], step=options.version[1])
-    status = _run(listener, options.model, EngineConfig.model_validate_json(options.config), version, options.threads)
+    config = EngineConfig.model_validate_json(options.config)
+    status = _run(listener, options.model, config, version, options.threads, options.reference)
     sys.stderr.flush()
     os._exit(status)  # whatever threads libraries have left must not delay the end
 
 
-def _run(listener: socket.socket, model_dir: str, config: EngineConfig, version: Version, threads: int) -> int:
+def _run(listener: socket.socket, model_dir: str, config: EngineConfig, version: Version, threads: int, reference_dir: str | None) -> int:
     from agentrl.engines.hub import Hub
     from agentrl.engines.messages import FromClient
 
@@ -197,7 +203,7 @@ def _run(listener: socket.socket, model_dir: str, config: EngineConfig, version:
         import torch
 
         torch.set_num_threads(threads)
-        hub, server = build(listener, model_dir, config, version)
+        hub, server = build(listener, model_dir, config, version, reference_dir)
     except BaseException as error:
         failure = report(error)
         hub = Hub(listener, FromClient, lambda: failure)

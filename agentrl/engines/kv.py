@@ -105,8 +105,7 @@ class KVCache:
         self, shapes: Sequence[LayerShape], *, num_slots: int, context_length: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self.device = device
-        self.token_bytes = sum(2 * shape.heads * shape.dim for shape in shapes) * dtype.itemsize
-        """Of one token over all layers."""
+        self.token_bytes = bytes_per_token(shapes, dtype)
         self.pools = [
             Pool(capacity, shapes, most_rows=num_slots, dtype=dtype, device=device) for capacity in pool_capacities(context_length)
         ]
@@ -193,6 +192,11 @@ class KVCache:
         """Give the memory of empty pools back."""
         for pool in self.pools:
             pool.release()
+
+
+def bytes_per_token(shapes: Sequence[LayerShape], dtype: torch.dtype) -> int:
+    """Of one token's keys and values over all layers."""
+    return sum(2 * shape.heads * shape.dim for shape in shapes) * dtype.itemsize
 
 
 def pool_capacities(context_length: int) -> list[int]:

@@ -115,11 +115,11 @@ class Stats(Message, frozen=True, kw_only=True, tag=True):
     waiting: int
     tokens_sampled: int
     tokens_prefilled: int
-    """Prompt tokens computed; KV that was reused is not counted."""
+    """Prompt tokens computed; KV that was reused is not counted. Here and below, a prompt that both models need counts twice."""
     tokens_reused: int
     """Prompt tokens whose KV was taken from an earlier turn or from another request with the same prompt."""
     steps: int
-    """Forward passes."""
+    """Forward passes; one of both models counts once."""
     publishes: int
     busy_s: float
     """Seconds spent in forward passes and sampling."""

@@ -39,9 +39,9 @@ class Completion:
     ids: np.ndarray
     """[sampled] int32."""
     logprobs: np.ndarray
-    """[sampled] float32 nats, under softmax(logits / temperature)."""
+    """[sampled] float32 nats, under softmax(logits / temperature); the logits are those of the contract's mixture."""
     versions: tuple[VersionRun, ...]
-    """Runs over `ids`, from 0."""
+    """Runs over `ids`, from 0: of the policy. What the reference alone sampled has the version that was current when it began."""
     finish_reason: FinishReason
 
 

@@ -17,7 +17,7 @@ class Refused(Exception):
     """A request that cannot be served; the message says why and what to change."""
 
 
-def check_request(request: Request, context_length: int, vocab_size: int, dtype: str) -> None:
+def check_request(request: Request, context_length: int, vocab_size: int, dtype: str, *, has_reference: bool) -> None:
     """Raise `Refused` for a request that an engine of this context, vocabulary and type cannot serve as it says."""
     ids, contract = request.ids, request.contract
     if ids.ndim != 1 or not len(ids) or not np.issubdtype(ids.dtype, np.integer):
@@ -37,6 +37,13 @@ def check_request(request: Request, context_length: int, vocab_size: int, dtype:
         raise Refused(f"the temperature must be a number from 0, got {contract.temperature}")
     if not (0 < contract.top_p <= 1 and contract.top_k >= 0 and 0 <= contract.min_p < 1):
         raise Refused(f"0 < top_p <= 1, top_k >= 0 and 0 <= min_p < 1 must hold, got {contract.top_p}, {contract.top_k}, {contract.min_p}")
+    if not 0 <= contract.reference_share <= 1:
+        raise Refused(f"reference_share must be a number from 0 to 1, got {contract.reference_share}")
+    if contract.reference_share and not has_reference:
+        raise Refused(
+            f"reference_share is {contract.reference_share:g} and this engine holds no reference model; start it with one "
+            "(reference_dir of start_engine, --reference of its process), or sample from the policy alone with reference_share=0"
+        )
     if contract.adapter is not None:
         raise Refused(f"the embedded engine serves no adapters, got {contract.adapter!r}; publish merged weights")
     if contract.dtype != dtype:

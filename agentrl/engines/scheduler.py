@@ -1,7 +1,8 @@
 """Continuous batching: requests join and leave the running batch between two tokens, and weights change between two tokens.
 
 One `step` is one forward pass over a token of each running request and the prompts of those that join, followed by one draw for all.
-It needs no process around it: the tests drive it directly.
+Requests that sample with the frozen reference have a second pass, by the reference. The scheduler needs no process around it: the tests
+drive it directly.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from agentrl.engines.kv import KVCache
-from agentrl.engines.prefixes import PrefixStore
+from agentrl.engines.half import JOINING_TOKENS, Half
+from agentrl.engines.kv import bytes_per_token
+from agentrl.engines.mixture import Rows, mixed
 from agentrl.engines.requests import Refused, check_request
 from agentrl.engines.sampling import Truncation, draw
 from agentrl.engines.slots import Key, Running, Slots
-from agentrl.engines.step import Segment, plan_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
     from agentrl.engines.protocol import Completion, Request
     from agentrl.records import FinishReason, Version
 
-JOINING_TOKENS = 4096
-"""Most prompt tokens that join in one step, so that they do not hold up the others for long; a longer prompt joins alone."""
-HEADROOM = 32
-"""Tokens beyond its prompt for which a joining request gets room at once."""
 PREFIX_SHARE = 0.25
 """Share of the KV memory that may hold caches of earlier turns."""
 
@@ -59,33 +56,37 @@ class Scheduler:
     """The running batch.
 
     Args:
-        loaded: the model.
+        loaded: the policy.
         num_slots: most requests decoded at once.
         recompute: compute the KV cache of requests in flight again when weights change.
         version: of the weights as they are.
         memory_bytes: for KV caches; a request waits where it might not fit.
+        reference: a frozen model of the same vocabulary, for requests whose contract gives it a share.
     """
 
-    def __init__(self, loaded: Loaded, *, num_slots: int, recompute: bool, version: Version, memory_bytes: int) -> None:
+    def __init__(
+        self, loaded: Loaded, *, num_slots: int, recompute: bool, version: Version, memory_bytes: int, reference: Loaded | None = None
+    ) -> None:
         self.version = version
         self.counters = Counters()
-        self._decoder = loaded.decoder
+        self._vocab_size = loaded.decoder.vocab_size
         self._dtype = str(loaded.dtype).removeprefix("torch.")
         self._context_length = loaded.context_length
         self._recompute = recompute
         self._memory_bytes = memory_bytes
         self._reserved = 0
-        self._epoch = 0
-        """Counts publishes: KV caches of different epochs never mix, except in a request that was in flight."""
-        self._cache = KVCache(
-            loaded.decoder.shapes, num_slots=num_slots, context_length=loaded.context_length, dtype=loaded.dtype, device=loaded.device
-        )
         self._slots = Slots.make(num_slots, loaded.context_length)
+        models = [loaded] if reference is None else [loaded, reference]
+        sizes = [bytes_per_token(model.decoder.shapes, model.dtype) for model in models]
+        shares = [PREFIX_SHARE * size / sum(sizes) for size in sizes]
+        self._halves = [
+            Half(model, self._slots, context_length=loaded.context_length, prefix_bytes=int(share * memory_bytes))
+            for model, share in zip(models, shares, strict=True)
+        ]
+        self._policy = self._halves[0]
+        self._reference = self._halves[1] if reference is not None else None
         self._waiting: dict[Key, Request] = {}
         self._slot_of: dict[Key, int] = {}
-        self._prompts: dict[bytes, list[int]] = {}
-        """Slots whose prompt is cached for this epoch, by the prompt."""
-        self._prefixes = PrefixStore(int(PREFIX_SHARE * memory_bytes))
 
     @property
     def num_running(self) -> int:
@@ -101,7 +102,7 @@ class Scheduler:
         """Queue a request. Raises `Refused`."""
         if key in self._slot_of or key in self._waiting:
             raise Refused(f"request {key[1]} is already in flight")
-        check_request(request, self._context_length, self._decoder.vocab_size, self._dtype)
+        check_request(request, self._context_length, self._vocab_size, self._dtype, has_reference=self._reference is not None)
         self._waiting[key] = request
 
     def abort(self, key: Key) -> None:
@@ -119,35 +120,18 @@ class Scheduler:
 
     @torch.inference_mode()
     def replace_weights(self, version: Version, load: Callable[[], str]) -> str:
-        """Change the weights; requests in flight go on with the next token.
+        """Change the policy's weights; requests in flight go on with the next token. Those of the reference alone do not notice.
 
         `load` changes the decoder's weights and returns a checksum, or raises before anything changed.
         """
         checksum = load()
         self.version = version
-        self._epoch += 1
         self.counters.publishes += 1
-        self._prefixes.clear()
-        self._prompts.clear()
-        slots = list(self._slot_of.values())
+        slots = [slot for slot in self._slot_of.values() if self._policy.holds(slot)]
         for slot in slots:
             self._slots.mark(slot, version)
-        if self._recompute and slots:
-            self._recompute_cache(slots)
+        self._policy.weights_changed(slots, recompute=self._recompute)
         return checksum
-
-    def _recompute_cache(self, slots: Sequence[int]) -> None:
-        batch: list[Segment] = []
-        for index, slot in enumerate(slots):
-            batch.append(Segment(slot=slot, start=0, stop=int(self._slots.cached[slot])))
-            if sum(segment.stop for segment in batch) >= JOINING_TOKENS or index == len(slots) - 1:
-                step, _ = plan_step(
-                    self._cache, self._slots.tokens, self._slots.cached, [0] * len(self._cache.pools), batch, {}, sample=False
-                )
-                self._decoder.forward(step)
-                batch = []
-        for slot in slots:
-            self._slots.at(slot).epoch = self._epoch
 
     @torch.inference_mode()
     def step(self) -> list[Finished]:
@@ -155,82 +139,66 @@ class Scheduler:
         if not self._slot_of and not self._waiting:
             return []
         begun = time.perf_counter()
-        self._cache.make_room(self._slots.cached)
-        decoding = [len(pool.slots) for pool in self._cache.pools]
-        segments, twins = self._join()
-        step, slots = plan_step(self._cache, self._slots.tokens, self._slots.cached, decoding, segments, twins)
-        logits = self._decoder.forward(step)
-        for slot, sharing in twins.items():
-            self._cache.copy(slot, sharing, int(self._slots.total[slot]))
-        ids, logprobs = self._draw(logits, slots)
-        ended = self._slots.record(slots, ids, logprobs)
-        finished = self._finish(ended, slots[~np.isfinite(logprobs)].tolist())
-        self.counters.tokens_sampled += len(slots)
-        self.counters.tokens_prefilled += sum(segment.stop - segment.start for segment in segments)
+        for half in self._halves:
+            half.begin()
+        computed = self._join()
+        reference = self._reference.forward() if self._reference is not None else None
+        rows = mixed(self._policy.forward(), reference, self._slots.reference_share)
+        ids, logprobs = self._draw(rows)
+        ended = self._slots.record(rows.slots, ids, logprobs)
+        finished = self._finish(ended, rows.slots[~np.isfinite(logprobs)].tolist())
+        self.counters.tokens_sampled += len(rows.slots)
+        self.counters.tokens_prefilled += computed
         self.counters.steps += 1
         self.counters.busy_s += time.perf_counter() - begun
         return finished
 
-    def _join(self) -> tuple[list[Segment], dict[int, list[int]]]:
-        """Give slots to waiting requests, oldest first; returns what has to be computed, and which slots share which one's prompt."""
-        segments: list[Segment] = []
-        twins: dict[int, list[int]] = {}
-        joining: dict[bytes, int] = {}
-        budget = JOINING_TOKENS
+    def _join(self) -> int:
+        """Give slots to waiting requests, oldest first; returns how many prompt tokens this step has to compute for them."""
+        computed = 0
         while self._waiting and self._slots.free:
             key, request = next(iter(self._waiting.items()))
+            halves = self._halves_for(request)
             limit = min(len(request.ids) + request.max_tokens, self._context_length)
-            reserved = self._cache.capacity_for(limit) * self._cache.token_bytes
-            if (self._slot_of and self._reserved + reserved > self._memory_bytes) or (segments and budget < len(request.ids)):
+            reserved = sum(half.bytes_for(limit) for half in halves)
+            if self._slot_of and self._reserved + reserved > self._memory_bytes:
+                break
+            if computed and computed + len(request.ids) * len(halves) > JOINING_TOKENS:
                 break
             del self._waiting[key]
-            prompt = request.ids.astype(np.int32).tobytes()
-            stream = np.random.Generator(np.random.Philox(request.seed))
             running = Running(
-                key=key, request=request, stream=stream, marks=[(self.version, 0)], epoch=self._epoch, prompt=prompt, reserved=reserved
+                key=key,
+                request=request,
+                stream=np.random.Generator(np.random.Philox(request.seed)),
+                marks=[(self.version, 0)],
+                prompt=request.ids.astype(np.int32).tobytes(),
+                reserved=reserved,
             )
             slot = self._slots.join(running, limit)
             self._slot_of[key] = slot
             self._reserved += reserved
-            self._cache.open(slot, min(limit, len(request.ids) + HEADROOM))
-            if prompt in joining:
-                twins.setdefault(joining[prompt], []).append(slot)
-                self.counters.tokens_reused += len(request.ids)
-                continue
-            joining[prompt] = slot
-            start = self._reuse(slot, running)
-            self.counters.tokens_reused += start
-            segments.append(Segment(slot=slot, start=start, stop=len(request.ids)))
-            budget -= len(request.ids) - start
-        for prompt, slot in joining.items():
-            self._prompts.setdefault(prompt, []).extend([slot, *twins.get(slot, ())])
-        return segments, twins
+            for half in halves:
+                reused = half.join(slot, limit)
+                self.counters.tokens_reused += reused
+                computed += len(request.ids) - reused
+        return computed
 
-    def _reuse(self, slot: int, running: Running) -> int:
-        """Put what is known of a prompt's KV cache into a slot; returns how many tokens that is. The last token is always computed."""
-        most = len(running.request.ids) - 1
-        sources = self._prompts.get(running.prompt)
-        if sources and most:
-            self._cache.copy(sources[0], [slot], most)
-            return most
-        known = self._prefixes.take(running.request.session, running.request.ids) if running.request.session else None
-        if known is None:
-            return 0
-        prefix, length = known
-        length = min(length, most)
-        if length:
-            self._cache.write(slot, prefix.layers, length)
-        return length
+    def _halves_for(self, request: Request) -> list[Half]:
+        """The models whose logits a request needs. Neither a share of 0 nor one of 1 computes what would not count."""
+        share = request.contract.reference_share
+        if self._reference is None or share == 0:
+            return [self._policy]
+        return [self._reference] if share == 1 else [self._policy, self._reference]
 
-    def _draw(self, logits: torch.Tensor, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        table = self._slots
+    def _draw(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        table, slots = self._slots, rows.slots
         temperatures, greedy = table.temperature[slots], table.greedy[slots]
         truncations = []
         for row in np.flatnonzero(table.truncated[slots]).tolist():
             contract = table.at(int(slots[row])).request.contract
             truncations.append(Truncation(row=row, top_p=contract.top_p, top_k=contract.top_k, min_p=contract.min_p))
         return draw(
-            logits,
+            rows.logits,
             None if (temperatures == 1).all() else temperatures,
             greedy if greedy.any() else None,
             table.next_uniforms(slots),
@@ -240,38 +208,36 @@ class Scheduler:
     def _finish(self, ended: Sequence[tuple[int, FinishReason]], broken: Sequence[int]) -> list[Finished]:
         finished = []
         for slot in broken:
-            self._cache.wipe(slot)  # a NaN left behind would reach whoever gets the row next
-            message = f"the logits of version {self.version.step} are not finite: the policy has diverged"
-            finished.append(Finished(key=self._slots.at(slot).key, result=message))
+            for half in self._halves:
+                if half.holds(slot):
+                    half.wipe(slot)
+            finished.append(Finished(key=self._slots.at(slot).key, result=self._why_broken(slot)))
         left = set(broken)
         for slot, reason in ended:
             if slot not in left:
                 finished.append(Finished(key=self._slots.at(slot).key, result=self._slots.completion(slot, reason)))
-                self._keep_prefix(slot)
+                for half in self._halves:
+                    if half.holds(slot):
+                        half.keep_prefix(slot)
                 left.add(slot)
         self._leave(sorted(left))
         return finished
 
-    def _keep_prefix(self, slot: int) -> None:
-        running = self._slots.at(slot)
-        length = int(self._slots.cached[slot])
-        if running.request.session and running.epoch == self._epoch:
-            ids = self._slots.tokens[slot, :length]
-            self._prefixes.put(running.request.session, ids, self._cache.token_bytes, lambda: self._cache.read(slot, length))
+    def _why_broken(self, slot: int) -> str:
+        if not self._policy.holds(slot):
+            return "the logits of the reference model are not finite: its weights are no sound model's"
+        return f"the logits of version {self.version.step} are not finite: the policy has diverged"
 
     @torch.inference_mode()
     def _leave(self, slots: Sequence[int]) -> None:
         if not slots:
             return
-        self._cache.close(slots, self._slots.cached)
+        for half in self._halves:
+            half.leave([slot for slot in slots if half.holds(slot)])
         for slot in slots:
             running = self._slots.leave(slot)
             del self._slot_of[running.key]
             self._reserved -= running.reserved
-            sharing = self._prompts.get(running.prompt, [])
-            if slot in sharing:
-                sharing.remove(slot)
-                if not sharing:
-                    del self._prompts[running.prompt]
-        if self._cache.allocated_bytes() > self._memory_bytes:
-            self._cache.release_empty()
+        if sum(half.allocated_bytes() for half in self._halves) > self._memory_bytes:
+            for half in self._halves:
+                half.release_empty()

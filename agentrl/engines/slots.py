@@ -32,12 +32,10 @@ class Running:
     stream: np.random.Generator
     marks: list[tuple[Version, int]]
     """(version, how many tokens had been sampled when it began to sample here)."""
-    epoch: int
-    """Which weights its whole KV cache was computed with."""
     prompt: bytes
     """The prompt's ids, to find others with the same."""
     reserved: int
-    """Bytes of KV cache set aside for it."""
+    """Bytes of KV cache set aside for it, in both models where it needs both."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +60,8 @@ class Slots:
     """[slots] bool."""
     truncated: np.ndarray
     """[slots] bool."""
+    reference_share: np.ndarray
+    """[slots] float64, as in the contract."""
     stops: np.ndarray
     """[slots, MOST_STOPS] int32: ids that end a completion, then -1."""
     uniforms: np.ndarray
@@ -83,6 +83,7 @@ class Slots:
             temperature=np.ones(count, dtype=np.float32),
             greedy=np.zeros(count, dtype=bool),
             truncated=np.zeros(count, dtype=bool),
+            reference_share=np.zeros(count),
             stops=np.full((count, MOST_STOPS), -1, dtype=np.int32),
             uniforms=np.zeros((count, UNIFORMS)),
             running=[None] * count,
@@ -101,6 +102,7 @@ class Slots:
         self.temperature[slot] = contract.temperature or 1.0
         self.greedy[slot] = contract.temperature == 0
         self.truncated[slot] = contract.truncated
+        self.reference_share[slot] = contract.reference_share
         self.stops[slot] = -1
         self.stops[slot, : len(request.stop_ids)] = request.stop_ids
         self.running[slot] = running

@@ -23,6 +23,7 @@ from agentrl.engines.vllm_api import (
     check_sendable,
     generate_body,
     parse_answer,
+    reference_model,
     refusal,
 )
 from agentrl.engines.vllm_http import HttpError, HttpServer, Reply
@@ -176,13 +177,16 @@ class VllmEngine:
         max_tokens = min(request.max_tokens, self.context_length - len(request.ids))
         if max_tokens < 1:
             return Completion(ids=np.zeros(0, np.int32), logprobs=np.zeros(0, np.float32), versions=(), finish_reason="length")
+        reference = request.contract.reference_share == 1
+        model = reference_model(served.model, served.version) if reference else served.model
         call = Call(
             request=request,
             id=f"{self._name}{next(self._numbers):08x}",
             url=served.url,
-            model=served.model,
+            model=model,
             max_tokens=max_tokens,
             version=served.version,
+            beneath=model != served.model,
             vocab_size=self._vocab_size,
         )
         reply = await self._connections[place].request("POST", GENERATE, generate_body(call))

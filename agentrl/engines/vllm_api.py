@@ -29,6 +29,8 @@ NO_LOGPROB = -9999.0
 """What vLLM sends in place of a log-prob that is NaN, minus infinity or missing."""
 ROUNDING = 1e-5
 """A log-prob may exceed 0 by so much in float32."""
+BENEATH_SALT = "beneath"
+"""Of the prefix cache, for the model beneath the adapters."""
 SHOWN_CHARS = 300
 """Of an answer that is quoted in an error."""
 
@@ -74,6 +76,25 @@ def check_sendable(request: Request) -> None:
         raise RequestRefused(
             f"vLLM samples at temperature 0 or from {LEAST_TEMPERATURE}, got {contract.temperature}; set sampling.temperature accordingly"
         )
+    if contract.reference_share not in (0, 1):
+        raise RequestRefused(
+            "a vLLM server samples from the policy or from the model beneath its adapter, never from a mixture: reference_share must be "
+            f"0 or 1, got {contract.reference_share}; the embedded engine mixes (engine.kind=embedded)"
+        )
+
+
+def reference_model(model: str, version: Version) -> str:
+    """The name under which a server has the model that training started from, given the policy's newest name and version there.
+
+    It lies beneath the adapters, and is the policy itself before that first changed. Raises `RequestRefused` where no name is left to it.
+    """
+    if adapter_version(model) is None and version != Version():
+        raise RequestRefused(
+            f"a server has version {version_text(version)} of the policy in place of the model that training started from, and "
+            "reference_share is 1; set learner.lora, whose adapters leave that model as it was (engine.transport=lora), or "
+            "engine.kind=embedded"
+        )
+    return base_of(model)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +112,8 @@ class Call:
     """Of the request, clipped to the context."""
     version: Version
     """Of the weights that the server is known to have; it may have newer ones by now."""
+    beneath: bool = False
+    """Whether the model beneath the adapters is asked. No publish changes it; its tokens have `version`, whatever the server calls them."""
     vocab_size: int | None = None
     """Sampled ids must be below it; None leaves that to whoever uses them."""
 
@@ -99,7 +122,7 @@ def generate_body(call: Call) -> bytes:
     """The JSON body of one call.
 
     The version salts the prefix cache: blocks that older weights computed, which a running request may hold across an update, are never
-    read by a newer request.
+    read by a newer request. What lies beneath the adapters has no versions, and so its blocks last.
     """
     request = call.request
     contract = request.contract
@@ -108,7 +131,7 @@ def generate_body(call: Call) -> bytes:
             "request_id": call.id,
             "model": call.model,
             "token_ids": request.ids.tolist(),
-            "cache_salt": version_text(call.version),
+            "cache_salt": BENEATH_SALT if call.beneath else version_text(call.version),
             "sampling_params": {
                 "temperature": contract.temperature,
                 "top_p": contract.top_p,
@@ -169,11 +192,13 @@ def parse_answer(body: bytes, call: Call) -> Completion:
         choice = answer.choices[0]
         ids, logprobs = _columns(choice, call.max_tokens, call.vocab_size)
         reason = _finish_reason(choice, ids, call.request.stop_ids)
-        named = adapter_version(call.model)
+        named = call.version if call.beneath else adapter_version(call.model)
         if named is None:
             versions = _versions(choice.weight_versions, len(ids), call.version)
         else:
             versions = (VersionRun(version=named, start=0, end=len(ids)),)
+        if call.request.contract.reference_share and versions[-1].version != call.version:
+            raise ValueError(f"version {version_text(versions[-1].version)} sampled, and the model that training started from was asked")
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError, OverflowError) as error:
         raise BadAnswer(f"{call.url} gave an answer that cannot be trained on: {error}; it began {_shown(body)}") from None
     return Completion(ids=ids, logprobs=logprobs, versions=versions, finish_reason=reason)

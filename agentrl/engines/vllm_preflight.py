@@ -32,6 +32,11 @@ COMPARED = (
 """Keys of a model's configuration that must agree; those that only one side has are passed over."""
 LEASE_S = 120.0
 """For so long a server belongs to a run that has stopped renewing its claim."""
+ALIASED_BENEATH = (
+    "there vLLM 0.32 gives requests for the model beneath the adapters the delta of one of them, as soon as all of its places for adapters "
+    "are taken (vllm-project/vllm#48421); use servers on GPUs, whose kernels tell them apart, or engine.kind=embedded"
+)
+"""Why a vLLM server on a CPU is no source of the reference. Measured too: its log-probs were off by up to 19 nats."""
 MARGIN = 1e-3
 """Nats by which two tokens must differ before they tell anything apart."""
 
@@ -55,6 +60,8 @@ class Expectations:
     transport: Literal["filesystem", "lora", "nccl", "stream"] = "filesystem"
     lora_rank: int = 0
     """Of the adapter that will be loaded; for the transport lora."""
+    reference: bool = False
+    """Whether the model beneath the adapters will be sampled from too; for the transport lora."""
 
 
 def check_server(server: Control, expected: Expectations) -> ServerFacts:
@@ -204,6 +211,8 @@ def _top_gap(server: Control, temperature: float) -> float:
 def _check_transport(facts: ServerFacts, expected: Expectations) -> None:
     if expected.transport == "lora":
         _check_lora(facts, expected.lora_rank)
+        if expected.reference and facts.on_cpu:
+            raise ConfigError(f"{facts.url} computes on a CPU, and the objective samples from the reference: {ALIASED_BENEATH}")
         return
     wanted = "nccl" if expected.transport == "nccl" else "agentrl"
     if facts.backend != wanted:

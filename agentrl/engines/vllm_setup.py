@@ -138,13 +138,14 @@ def _transport(config: RunConfig, servers: VllmServers, adapter: Adapter | None)
     return FilesystemTransport(engine.transfer_dir, dtype=dtype)
 
 
-def expectations(config: RunConfig, model: str, owner: str) -> Expectations:
+def expectations(config: RunConfig, model: str, owner: str, *, reference: bool = False) -> Expectations:
     """What each server has to be.
 
     Args:
         config: the run file.
         model: folder or Hub name of the policy.
         owner: names the run on this machine, towards servers that it joins.
+        reference: whether requests will have a `reference_share`.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -159,4 +160,5 @@ def expectations(config: RunConfig, model: str, owner: str) -> Expectations:
         text_ids=tuple(tokenizer(PROBED_TEXT, add_special_tokens=False).input_ids),
         transport=transport,
         lora_rank=config.learner.lora.rank if config.learner.lora is not None else 0,
+        reference=reference,
     )

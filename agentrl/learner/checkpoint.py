@@ -1,11 +1,13 @@
 """The learner's state on disk: whole tensors by name, so that a checkpoint does not depend on how many ranks wrote it, or how they shard.
 
 A folder holds `weights.safetensors` (what is trained: all parameters, or the adapter), `optimizer.pt` (tensors by parameter name),
-and `learner.json` (step, random states). The learning rate follows from the step.
+and `learner.json` (step, what the objective adapts, random states); a critic of its own and a reference that moves have folders of their
+own in it. The learning rate follows from the step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 from typing import TYPE_CHECKING, Any
@@ -25,60 +27,90 @@ from torch.distributed.checkpoint.state_dict import (
 from agentrl.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
-
-    from agentrl.learner.model import Policy
 
 SCHEMA_VERSION = 1
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.pt", "learner.json"
 
 
-def save(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, step: int, *, writes: bool) -> None:
-    """Write the state; a collective, in which the rank with `writes` writes.
+def save_model(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None, *, writes: bool) -> None:
+    """Write what is trained of a model and its optimizer's state, or all of a model that nothing steps; a collective.
 
-    Raises `CheckpointError` where the disk refuses, and then leaves what it wrote.
+    The rank with `writes` writes. Raises `CheckpointError` where the disk refuses, and then leaves what it wrote.
     """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    weights = get_model_state_dict(policy, options=options)
-    moments = get_optimizer_state_dict(policy, optimizer, options=options)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=optimizer is not None)
+    weights = get_model_state_dict(model, options=options)
+    moments = get_optimizer_state_dict(model, optimizer, options=options) if optimizer is not None else None
     if not writes:
         return
-    names = _trained_names(policy)  # a tied weight comes under one of its names only
+    names = _kept_names(model, optimizer)  # a tied weight comes under one of its names only
     kept = {name: tensor.contiguous() for name, tensor in weights.items() if name in names and isinstance(tensor, torch.Tensor)}
-    state = {"schema_version": SCHEMA_VERSION, "step": step, "random": _random_state()}
-    try:
+    with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         save_file(kept, folder / WEIGHTS)
-        torch.save(moments, folder / OPTIMIZER)
-        (folder / STATE).write_text(json.dumps(state))
+        if moments is not None:
+            torch.save(moments, folder / OPTIMIZER)
+
+
+def save_state(folder: Path, step: int, objective: Mapping[str, float], *, writes: bool) -> None:
+    """Write the step, what the objective adapts, and the random states."""
+    if writes:
+        state = {"schema_version": SCHEMA_VERSION, "step": step, "objective": dict(objective), "random": _random_state()}
+        with _writing(folder):
+            (folder / STATE).write_text(json.dumps(state))
+
+
+def load_model(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
+    """Read a model back on every rank. Raises `CheckpointError` that names the file which is missing or wrong."""
+    _check_there(folder, [WEIGHTS] + ([OPTIMIZER] if optimizer is not None else []))
+    weights = _read(folder / WEIGHTS, load_file)
+    expected = _kept_names(model, optimizer)
+    if expected != set(weights):
+        some = sorted(expected ^ set(weights))[:3]
+        raise CheckpointError(
+            f"{folder / WEIGHTS} holds other weights than the model trains, such as {', '.join(some)}: model, learner.lora or the "
+            "objective changed"
+        )
+    with _fitting(folder):
+        set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
+        if optimizer is not None:
+            moments = _read(folder / OPTIMIZER, lambda path: torch.load(path, weights_only=True))
+            set_optimizer_state_dict(model, optimizer, moments, options=StateDictOptions(full_state_dict=True, ignore_frozen_params=True))
+
+
+def load_state(folder: Path) -> tuple[int, dict[str, float]]:
+    """The step, and what the objective had adapted; the random states are put back. Raises `CheckpointError`."""
+    _check_there(folder, [WEIGHTS, OPTIMIZER, STATE])
+    state = _read(folder / STATE, lambda path: json.loads(path.read_text()))
+    if state.get("schema_version") != SCHEMA_VERSION:
+        raise CheckpointError(f"{folder / STATE} has schema version {state.get('schema_version')}; this agentrl reads {SCHEMA_VERSION}")
+    with _fitting(folder):
+        _restore_random(state["random"])
+        return int(state["step"]), dict(state.get("objective", {}))
+
+
+def _check_there(folder: Path, names: Sequence[str]) -> None:
+    for name in names:
+        if not (folder / name).exists():
+            raise CheckpointError(f"checkpoint {folder} has no {name}: it was not written whole, or it is not a checkpoint")
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, RuntimeError, SafetensorError) as error:  # torch reports a full disk as a RuntimeError
         raise CheckpointError(f"cannot write a checkpoint to {folder}: {error}") from error
 
 
-def load(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> int:
-    """Read the state back on every rank and return the step. Raises `CheckpointError` that names the file which is missing or wrong."""
-    for name in (WEIGHTS, OPTIMIZER, STATE):
-        if not (folder / name).exists():
-            raise CheckpointError(f"checkpoint {folder} has no {name}: it was not written whole, or it is not a checkpoint")
-    state = _read(folder / STATE, lambda path: json.loads(path.read_text()))
-    weights = _read(folder / WEIGHTS, load_file)
-    moments = _read(folder / OPTIMIZER, lambda path: torch.load(path, weights_only=True))
-    if state.get("schema_version") != SCHEMA_VERSION:
-        raise CheckpointError(f"{folder / STATE} has schema version {state.get('schema_version')}; this agentrl reads {SCHEMA_VERSION}")
-    expected = _trained_names(policy)
-    if expected != set(weights):
-        some = sorted(expected ^ set(weights))[:3]
-        raise CheckpointError(
-            f"{folder / WEIGHTS} holds other weights than the model trains, such as {', '.join(some)}: model or learner.lora changed"
-        )
+@contextlib.contextmanager
+def _fitting(folder: Path) -> Iterator[None]:
     try:
-        set_model_state_dict(policy, weights, options=StateDictOptions(full_state_dict=True, strict=False))
-        set_optimizer_state_dict(policy, optimizer, moments, options=StateDictOptions(full_state_dict=True, ignore_frozen_params=True))
-        _restore_random(state["random"])
+        yield
     except (RuntimeError, KeyError, ValueError) as error:
         raise CheckpointError(f"checkpoint {folder} does not fit this run: {error}") from error
-    return int(state["step"])
 
 
 def _read(path: Path, reader: Any) -> Any:
@@ -88,8 +120,8 @@ def _read(path: Path, reader: Any) -> Any:
         raise CheckpointError(f"checkpoint file {path} does not read back: {error}") from error
 
 
-def _trained_names(policy: Policy) -> set[str]:
-    return {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+def _kept_names(model: torch.nn.Module, optimizer: torch.optim.Optimizer | None) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad or optimizer is None}
 
 
 def _random_state() -> dict[str, Any]:

@@ -1,37 +1,44 @@
 """The training step, whole: what a step of groups does to the weights.
 
     groups of the step, the same on every rank
-      -> candidates   scorable rollouts as rows of tokens                (batch.py)
-      -> weights      advantages, and denominators over the whole step   (batch.py)
-      -> packs        micro-batches without padding, dealt to the ranks  (packing.py)
-      -> log-probs    the model's forward pass                           (model.py, attention.py, logprobs.py)
-      -> loss         the objective's, times the weights; backward
-      -> one optimizer step, or an error where something is not finite
+      -> candidates   scorable rollouts as rows of tokens                       (samples.py)
+      -> scores       log-probs of a reference and of the start, values         (scoring.py)
+      -> signals      advantages, chosen tokens, pairs over the whole step      (signals.py)
+      -> parts        one optimizer step or several, each with its denominators (batch.py)
+      for each part
+        -> packs      micro-batches without padding, dealt to the ranks         (packing.py)
+        -> log-probs  the model's forward pass                                  (model.py, attention.py, logprobs.py)
+        -> loss       the objective's, times the weights; backward
+        -> one optimizer step, or an error where something is not finite
 
 All that depends on the whole step is known before the first backward pass, so the gradient does not depend on how a step is cut.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
 from agentrl.checksum import weights_checksum
-from agentrl.errors import LearnerDiverged
+from agentrl.errors import CheckpointError, LearnerDiverged
 from agentrl.learner import checkpoint, ranks
 from agentrl.learner.attention import takes_ragged
-from agentrl.learner.batch import FILLER, Sample, candidates, token_batch, weigh
+from agentrl.learner.batch import parts_of
 from agentrl.learner.export import export
 from agentrl.learner.lanes import Lanes
-from agentrl.learner.metrics import StepMetrics
-from agentrl.learner.model import load_policy, plain_logprobs
-from agentrl.learner.optim import adamw, learning_rate
-from agentrl.learner.packing import finer_end, micro_batch_tokens, micro_batches, pack
+from agentrl.learner.loss import MicroBatchLoss
+from agentrl.learner.metrics import StepMetrics, merged
+from agentrl.learner.model import plain_logprobs
+from agentrl.learner.models import Models
+from agentrl.learner.optim import learning_rate
+from agentrl.learner.packing import dealt
+from agentrl.learner.samples import candidates
+from agentrl.learner.scoring import score
+from agentrl.learner.signals import signals_of
 from agentrl.learner.weights import adapter_config, adapter_weights, all_weights, trained_weights
 
 if TYPE_CHECKING:
@@ -42,8 +49,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from agentrl.config import RunConfig
-    from agentrl.learner.batch import Weighted
-    from agentrl.learner.packing import Pack
+    from agentrl.learner.batch import Part, Weighted
+    from agentrl.learner.model import Policy
+    from agentrl.learner.samples import Sample
     from agentrl.objectives.base import Objective, ObjectiveConfig
     from agentrl.records import Group
 
@@ -67,7 +75,7 @@ class Learner:
         threads: int | None = None,
         spare_threads: int = 0,
     ) -> None:
-        """Load the policy, and a frozen reference where the objective asks for one and there is no adapter to switch off.
+        """Load the policy, and what else the objective asks for: a frozen reference where there is no adapter to switch off, a critic.
 
         Args:
             config: the run file.
@@ -82,102 +90,142 @@ class Learner:
         Raises `ConfigError` for a model that cannot be trained here or a launcher that disagrees with the run file.
         """
         self.step = 0
-        """Optimizer steps done."""
+        """Updates done."""
         self.config = config
         self.accelerator = accelerator or ranks.start(config)
         ranks.check(config, self.accelerator)
         self._objective, self._options = objective, objective_config
+        self.state = objective.state(objective_config)
+        """What the objective adapts as it goes."""
         self._device = self.accelerator.device
-        self.policy = load_policy(config, model_dir, self._device, master=master_dtype, trained=True)
-        self._needs_reference = objective.needs_reference(objective_config)
-        self._reference = None
-        if self._needs_reference and config.learner.lora is None:
-            self._reference = load_policy(config, model_dir, self._device, master=master_dtype, trained=False)
+        self.models = Models(config, objective.needs(objective_config), model_dir, self.accelerator, master_dtype)
         self._ragged = takes_ragged(self._device, self.policy.dtype)
-        self._model: torch.nn.Module = self.policy
-        if self.accelerator.num_processes > 1:
-            self._share()
-        self._optimizer = adamw(self.policy, config.learner)
         self._lanes = self._make_lanes(threads, spare_threads)
+
+    @property
+    def policy(self) -> Policy:
+        """The model that is trained to act."""
+        return self.models.policy
 
     def _make_lanes(self, threads: int | None, spare: int) -> Lanes | None:
         """Lanes where they help; else the threads are torch's."""
         if threads is None:
             return None
-        trained = sum(parameter.numel() for parameter in self.policy.parameters() if parameter.requires_grad)
         alone = self._device.type == "cpu" and self.accelerator.num_processes == 1
+        trained = sum(parameter.numel() for parameter in self.models.trained)
         helps = alone and threads + spare > 1 and trained <= LANE_PARAMETERS
         torch.set_num_threads(1 if helps else threads)
         return Lanes(threads, spare) if helps else None
 
-    def _share(self) -> None:
-        if self.config.learner.sharding == "ddp":
-            self._model = ranks.replicate(self.policy, self.accelerator)
-            return
-        for policy in (self.policy, self._reference):
-            if policy is not None:
-                ranks.shard(policy, self.accelerator, dtype=self.policy.dtype)
-
     def update(self, groups: Sequence[Group], *, spare_free: Callable[[], bool] = lambda: True) -> dict[str, float]:
-        """Do one optimizer step on these groups; each rank is given the same ones.
+        """Train on these groups, by one optimizer step or the several that the objective makes of them; each rank is given the same ones.
 
         `spare_free` says, whenever it is asked, whether generation has no use for the spare threads now. A step in which nothing can be
         trained changes no parameter, and counts. Returns metrics, times aside the same on every rank.
 
-        Raises `LearnerDiverged` before anything changed where the loss or a gradient is not finite.
+        Raises `LearnerDiverged` where the loss or a gradient is not finite, before it changed anything, or where weights are not finite.
         """
-        metrics = StepMetrics()
+        metrics, needs = StepMetrics(), self.models.needs
+        options = self._objective.in_force(self._options, self.state)
         with metrics.timing("prepare"):
-            found = candidates(groups, self.config, self._objective)
+            found = candidates(groups, self.config, needs)
         with metrics.timing("reference"):
-            reference = self._score_reference(found.samples) if self._needs_reference else None
+            batches = self._deal([(sample,) for sample in found.samples]) if found.samples else []
+            scores = score(found.samples, batches, self.models, self.accelerator, ragged=self._ragged)
         with metrics.timing("prepare"):
-            step = weigh(found, reference, self.config, self._objective, self._options)
-            batches = self._deal([item.sample for item in step.active]) if step.active else []
-        micro_batches = [[step.active[place] for place in batch] for batch in batches]
-        if self._lanes is not None:
-            self._accumulate_in_lanes(self._lanes, micro_batches, metrics, spare_free)
-        else:
-            for index, active in enumerate(micro_batches):
-                self._accumulate(active, metrics, last=index == len(batches) - 1)
-        figures = metrics.gather(self.accelerator, step)
-        with metrics.timing("optimizer"):
-            figures |= self._apply(figures["loss"]) if batches else {"grad_norm": 0.0}
+            seed = (self.config.seed, self.step)
+            signals = signals_of(found, scores, self._objective, options, needs, seed=seed)
+            parts = parts_of(
+                found.samples,
+                signals,
+                needs,
+                normalization=self._objective.normalization(options),
+                max_tokens=self.config.sampling.max_tokens,
+                skips_zero=self._objective.zero_advantage_is_zero_loss(options),
+                seed=seed,
+            )
         rate = learning_rate(self.config.learner, self.step, self.config.steps)
+        done = [
+            self._optimize(part, options, metrics if index == 0 else StepMetrics(), rate, spare_free) for index, part in enumerate(parts)
+        ]
+        figures = merged([one for one, _ in done]) | found.counts | signals.counts
+        figures |= {
+            "learner/rollouts": float(len(signals.credited)),
+            "learner/counted_tokens": float(sum(len(one.advantages) for one in signals.credited)),
+            "learner/optimizer_steps": float(sum(bool(part.active) for part in parts)),
+        }
+        seconds = merged([one for _, one in done])
+        self.state = self._objective.next_state(self._options, self.state, figures)
         self.step += 1
-        return figures | metrics.seconds | {"learning_rate": rate, "learner/skipped": float(not batches)}
+        self.models.sync_reference(self.step)
+        return figures | seconds | {"learning_rate": rate, "learner/skipped": float(not any(part.active for part in parts))}
 
     def wake_spare(self) -> None:
         """Tell an `update` under way that the spare threads may have become free; from any thread."""
         if self._lanes is not None:
             self._lanes.wake()
 
-    def _deal(self, samples: Sequence[Sample]) -> list[list[int]]:
-        """This rank's micro-batches, as places in `samples`. Each rank has the same number, of like sizes; an empty one fills up."""
-        size, rank = self.accelerator.num_processes, self.accelerator.process_index
-        most = micro_batch_tokens(self.config.learner.tokens_per_micro_batch, self.policy.base.config, self._device)
-        batches = micro_batches(samples, max_tokens=most, multiple_of=size)
-        batches.sort(key=lambda batch: -sum(samples[place].num_tokens for place in batch))
+    def _optimize(
+        self, part: Part, options: ObjectiveConfig, metrics: StepMetrics, rate: float, spare_free: Callable[[], bool]
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """One optimizer step; figures and seconds. Where nothing has a gradient there is none, on any rank."""
+        with metrics.timing("prepare"):
+            batches = self._deal([tuple(one.sample for one in unit) for unit in part.active]) if part.active else []
+        micro_batches = [[part.active[place] for place in batch] for batch in batches]
+        compute = MicroBatchLoss(
+            models=self.models,
+            objective=self._objective,
+            options=options,
+            part=part,
+            step=self.step,
+            device=self._device,
+            ragged=self._ragged,
+        )
         if self._lanes is not None:
-            return finer_end(batches)
-        return (batches + [[]] * (-len(batches) % size))[rank::size]
+            self._accumulate_in_lanes(self._lanes, micro_batches, compute, metrics, spare_free)
+        else:
+            for index, units in enumerate(micro_batches):
+                self._accumulate(units, compute, metrics, last=index == len(batches) - 1)
+        figures = metrics.gather(self.accelerator, part)
+        with metrics.timing("optimizer"):
+            figures |= self._apply(figures["loss"], rate) if batches else {"grad_norm": 0.0}
+        return figures, metrics.seconds
 
-    def _accumulate(self, active: Sequence[Weighted], metrics: StepMetrics, *, last: bool) -> None:
+    def _deal(self, units: Sequence[tuple[Sample, ...]]) -> list[list[int]]:
+        """This rank's micro-batches, as places in `units`. Each rank has the same number, of like sizes; an empty one fills up."""
+        return dealt(
+            units,
+            self.config.learner.tokens_per_micro_batch,
+            self.policy.base.config,
+            self._device,
+            rank=self.accelerator.process_index,
+            ranks=self.accelerator.num_processes,
+            lanes=self._lanes is not None,
+        )
+
+    def _accumulate(self, units: Sequence[Sequence[Weighted]], compute: MicroBatchLoss, metrics: StepMetrics, *, last: bool) -> None:
         """Forward and backward of one micro-batch; an empty one keeps this rank in step with the others and adds zero."""
-        with ranks.accumulating(self._model, last=last):
-            loss = self._forward(active, metrics)
+        with contextlib.ExitStack() as stack:
+            for module in self.models.modules:
+                stack.enter_context(ranks.accumulating(module, last=last))
+            loss = compute(units, metrics)
             with metrics.timing("backward"):
                 (loss * self.accelerator.num_processes).backward()  # DDP and FSDP average gradients over ranks; the loss is a sum
 
     def _accumulate_in_lanes(
-        self, lanes: Lanes, micro_batches: Sequence[Sequence[Weighted]], metrics: StepMetrics, spare_free: Callable[[], bool]
+        self,
+        lanes: Lanes,
+        micro_batches: Sequence[Sequence[Sequence[Weighted]]],
+        compute: MicroBatchLoss,
+        metrics: StepMetrics,
+        spare_free: Callable[[], bool],
     ) -> None:
         """Forward and backward of all micro-batches, several at once; the gradients are added up in order."""
-        trained = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        trained = self.models.trained
 
-        def compute(index: int) -> tuple[StepMetrics, tuple[torch.Tensor | None, ...]]:
+        def work(index: int) -> tuple[StepMetrics, tuple[torch.Tensor | None, ...]]:
             own = StepMetrics()
-            loss = self._forward(micro_batches[index], own)
+            loss = compute(micro_batches[index], own)
             with own.timing("backward"):
                 return own, torch.autograd.grad(loss, trained, allow_unused=True)
 
@@ -189,72 +237,39 @@ class Learner:
                 elif grad is not None:
                     parameter.grad.add_(grad)
 
-        lanes.run(len(micro_batches), compute, merge, spare_free=spare_free)
+        lanes.run(len(micro_batches), work, merge, spare_free=spare_free)
 
-    def _forward(self, active: Sequence[Weighted], metrics: StepMetrics) -> torch.Tensor:
-        """The loss of one micro-batch, a scalar."""
-        with metrics.timing("prepare"):
-            packed = pack([item.sample for item in active] or [FILLER], self._device, ragged=self._ragged)
-        with metrics.timing("forward"):
-            logprobs, entropy = self._model(packed)
-            loss = self._loss(active, logprobs, entropy, metrics) if active else logprobs.sum() * 0.0
-        tokens = sum(item.sample.num_tokens for item in active)
-        trained = sum(item.sample.num_trained for item in active)
-        computed = len(packed.ids) if active else 0
-        metrics.count(tokens=tokens, computed_tokens=computed, trained_tokens=trained, micro_batches=float(bool(active)))
-        return loss
-
-    def _loss(self, active: Sequence[Weighted], logprobs: torch.Tensor, entropy: torch.Tensor, metrics: StepMetrics) -> torch.Tensor:
-        """The micro-batch's part of the step's loss, a scalar."""
-        batch, weights = token_batch(active, logprobs)
-        losses = self._objective.loss(batch, self._options)
-        loss = (losses.loss * weights[losses.per]).sum()
-        metrics.add(batch, losses, loss, entropy)
-        return loss
-
-    def _apply(self, loss: float) -> dict[str, float]:
-        """Clip and step; every rank sees the same norm and the same loss, and so does the same."""
-        trained = [parameter for parameter in self.policy.parameters() if parameter.grad is not None]
-        total = torch.nn.utils.get_total_norm([parameter.grad for parameter in trained if parameter.grad is not None])
-        norm = float(ranks.whole(total))
-        if not (math.isfinite(norm) and math.isfinite(loss)):
-            self._optimizer.zero_grad()
+    def _apply(self, loss: float, rate: float) -> dict[str, float]:
+        """Clip and step; every rank sees the same norms and the same loss, and so does the same."""
+        if self.models.needs.critic is not None:
+            self.models.warm_up(self.models.needs.critic, self.step)
+        norms = [_norm([one.grad for one in _parameters(optimizer) if one.grad is not None]) for optimizer in self.models.optimizers]
+        if not all(map(math.isfinite, (loss, *norms))):
+            for optimizer in self.models.optimizers:
+                optimizer.zero_grad()
             raise LearnerDiverged(
-                f"step {self.step}: loss {loss}, gradient norm {norm}; the weights are as they were after the last step. "
+                f"step {self.step}: loss {loss}, gradient norm {norms[0]}; the weights are as they were before it. "
                 "Lower learner.lr, or look at the rollouts of this step"
             )
         limit = self.config.learner.max_grad_norm
-        if limit is not None and norm > limit:
-            torch.nn.utils.clip_grads_with_norm_(trained, limit, torch.tensor(norm, device=self._device))
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(self.config.learner, self.step, self.config.steps)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        return {"grad_norm": norm}
+        for optimizer, norm, own_rate in zip(self.models.optimizers, norms, self.models.rates(rate), strict=True):
+            if limit is not None and norm > limit:
+                held = [one for one in _parameters(optimizer) if one.grad is not None]
+                torch.nn.utils.clip_grads_with_norm_(held, limit, torch.tensor(norm, device=self._device))
+            for group in optimizer.param_groups:
+                group["lr"] = own_rate
+            optimizer.step()
+            optimizer.zero_grad()
+        self._check_weights()
+        return {"grad_norm": norms[0]} | ({"critic/grad_norm": norms[1]} if len(norms) > 1 else {})
 
-    @torch.no_grad()
-    def _score_reference(self, samples: Sequence[Sample]) -> list[np.ndarray]:
-        """[trained] float32 for each sample, on every rank: log-probs under the reference, or under the policy without its adapter."""
-        if not samples:
-            return []
-        scored = []
-        for batch in self._deal(samples):
-            packed = pack([samples[place] for place in batch] or [FILLER], self._device, ragged=self._ragged)
-            logprobs = self._reference_logprobs(packed).cpu().numpy()
-            ends = np.cumsum([samples[place].num_trained for place in batch])
-            scored += [Scored(place=place, logprobs=part) for place, part in zip(batch, np.split(logprobs, ends[:-1]), strict=False)]
-        everywhere = ranks.gather_messages(self.accelerator, tuple(scored), tuple[Scored, ...])
-        by_place = {one.place: one.logprobs for part in everywhere for one in part}
-        return [by_place[place] for place in range(len(samples))]
-
-    def _reference_logprobs(self, packed: Pack) -> torch.Tensor:
-        logprobs: torch.Tensor
-        if self._reference is not None:
-            logprobs, _ = self._reference(packed)
-            return logprobs
-        with self.policy.without_adapter():
-            logprobs, _ = self.policy(packed)
-            return logprobs
+    def _check_weights(self) -> None:
+        """Raise `LearnerDiverged` where an optimizer step has made a weight infinite or NaN, before anybody is given it."""
+        if not math.isfinite(_norm([one.detach() for one in self.models.trained])):
+            raise LearnerDiverged(
+                f"step {self.step} made weights infinite or NaN, though its gradients were finite: learner.lr={self.config.learner.lr:g} "
+                "is too large. Nothing of this step was published or saved; go on from the last checkpoint with a lower one"
+            )
 
     @property
     def weights_are_partial(self) -> bool:
@@ -285,18 +300,28 @@ class Learner:
         return plain_logprobs(self.policy, ids)
 
     def fingerprint(self) -> str:
-        """Checksum of the trained parameters that this rank holds: equal as long as no step has changed them. No collective."""
-        trained = [(name, parameter) for name, parameter in self.policy.named_parameters() if parameter.requires_grad]
+        """Checksum of the policy's trained parameters that this rank holds: equal as long as no step has changed them. No collective."""
+        trained = [(name, parameter) for name, parameter in self.policy.model.named_parameters() if parameter.requires_grad]
         return weights_checksum((name, one.to_local() if isinstance(one, DTensor) else one) for name, one in trained)
 
     def save(self, folder: Path) -> None:
         """Write all that `load` needs to go on bit for bit; raises `CheckpointError` where the disk refuses."""
-        checkpoint.save(folder, self.policy, self._optimizer, self.step, writes=self.accelerator.is_main_process)
+        for name, model, optimizer in self.models.saved():
+            checkpoint.save_model(folder / name, model, optimizer, writes=self.accelerator.is_main_process)
+        checkpoint.save_state(folder, self.step, self.state, writes=self.accelerator.is_main_process)
         self.accelerator.wait_for_everyone()
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint; raises `CheckpointError` that names what is missing or does not fit."""
-        self.step = checkpoint.load(folder, self.policy, self._optimizer)
+        step, state = checkpoint.load_state(folder)
+        for name, model, optimizer in self.models.saved():
+            checkpoint.load_model(folder / name, model, optimizer)
+        if state.keys() != self.state.keys():
+            raise CheckpointError(
+                f"checkpoint {folder} keeps {sorted(state) or 'nothing'} of the objective, and this run adapts "
+                f"{sorted(self.state) or 'nothing'}: the objective's options changed"
+            )
+        self.step, self.state = step, state
 
     def export(self, folder: Path, tokenizer: PreTrainedTokenizerBase | str | None) -> None:
         """Write the final model for `from_pretrained`, the adapter merged; with an adapter, that alone in `adapter/` too.
@@ -307,9 +332,10 @@ class Learner:
         self.accelerator.wait_for_everyone()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
-    """A sample's log-probs under the reference, as ranks send them to each other."""
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
-    place: int
-    logprobs: np.ndarray
+
+def _norm(tensors: Sequence[torch.Tensor]) -> float:
+    """Global L2 norm over all of them, and over all ranks' shards."""
+    return float(ranks.whole(torch.nn.utils.get_total_norm(tensors))) if tensors else 0.0

@@ -47,8 +47,8 @@ def token_logprobs(
         targets: [positions] int64.
         head: temperature, scale, softcap and the size of a tile.
 
-    Returns: log-probs [positions] in nats, differentiable in hidden, weight and bias, and entropies [positions] in nats, which are not.
-    Both in float32 or better, whatever the type of `hidden`.
+    Returns: log-probs [positions] and entropies [positions] in nats, both differentiable in hidden, weight and bias, and in float32 or
+    better, whatever the type of `hidden`.
     """
     logprobs, entropy = _TokenLogprobs.apply(hidden, weight, bias, targets, head)  # type: ignore[no-untyped-call]
     return logprobs, entropy
@@ -92,28 +92,31 @@ class _TokenLogprobs(torch.autograd.Function):
             kept = terms if keep else None
             del terms, logits  # one tile at a time
         normalizer = largest + total.log()
+        entropy = normalizer - moment / total
         ctx.head, ctx.tiles = head, tiles
-        ctx.save_for_backward(hidden, weight, bias, targets, normalizer, kept, total if keep else None)
-        logprobs = chosen.squeeze(1) - normalizer.squeeze(1)
-        entropy = normalizer.squeeze(1) - (moment / total).squeeze(1)
-        ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
+        ctx.set_materialize_grads(False)  # most losses use no entropy, and its slope costs a pass over the tiles
+        ctx.save_for_backward(hidden, weight, bias, targets, normalizer, entropy, kept, total if keep else None)
+        return chosen.squeeze(1) - normalizer.squeeze(1), entropy.squeeze(1)
 
     @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden, weight, bias, targets, normalizer, kept, total = ctx.saved_tensors
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        hidden, weight, bias, targets, normalizer, entropy, kept, total = ctx.saved_tensors
         head = ctx.head
-        upstream = grads[0][:, None] * (head.scale / head.temperature)
+        slopes = [None if grad is None else grad[:, None] * (head.scale / head.temperature) for grad in grads]
+        upstream = normalizer.new_zeros(normalizer.shape) if slopes[0] is None else slopes[0]
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
         grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if needs_weight else None
         grad_bias = torch.empty_like(bias) if needs_bias else None
         for tile in ctx.tiles:
             if kept is not None:
-                delta, slope = kept * (-upstream / total), None
+                chances, slope = kept / total if slopes[1] is not None else kept, None
+                delta = kept * (-upstream / total)
             else:
-                delta, slope = _probabilities(hidden, weight[tile], None if bias is None else bias[tile], normalizer, head)
-                delta.mul_(-upstream)
+                chances, slope = _probabilities(hidden, weight[tile], None if bias is None else bias[tile], normalizer, head)
+                delta = chances * -upstream if slopes[1] is not None else chances.mul_(-upstream)
+            if slopes[1] is not None:  # d entropy / d logit = -p (log p + entropy)
+                delta.addcmul_(torch.special.entr(chances) - chances * entropy, slopes[1])
             places = targets[:, None] - tile.start
             inside = (places >= 0) & (places < delta.shape[1])
             delta.scatter_add_(1, places.clamp(0, delta.shape[1] - 1), torch.where(inside, upstream, 0.0))

@@ -14,11 +14,11 @@ import torch
 from agentrl.learner.ranks import gather_messages
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from accelerate import Accelerator  # type: ignore[import-untyped]
 
-    from agentrl.learner.batch import Step
+    from agentrl.learner.batch import Part
     from agentrl.objectives.base import Losses, TokenBatch
 
 
@@ -26,13 +26,17 @@ if TYPE_CHECKING:
 class Report:
     """One rank's figures of a step, as ranks send them to each other."""
 
+    totals: dict[str, float]
+    """The parts of the loss, each a sum of losses times their weights."""
     sums: dict[str, float]
-    """Sums over the step: of token losses times their weights under `loss`, of an objective's metrics under their names."""
-    per_rollout: tuple[str, ...]
-    """Names in `sums` that were summed over rollouts; the others, `loss` excepted, over tokens."""
+    """An objective's metrics under their names."""
+    per: dict[str, str]
+    """What each of `sums` was summed over: token, rollout or pair."""
     counts: dict[str, float]
     log_ratios: np.ndarray
     """[trained] float64: learner's log-prob - sampler's, in nats."""
+    weights: np.ndarray
+    """[trained] float64: factors of the corrections, where there are any."""
     entropies: np.ndarray
     """[trained] float64 nats."""
 
@@ -42,9 +46,11 @@ class StepMetrics:
 
     def __init__(self) -> None:
         self._log_ratios: list[torch.Tensor] = []
+        self._weights: list[torch.Tensor] = []
         self._entropies: list[torch.Tensor] = []
+        self._totals: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
         self._sums: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
-        self._per_rollout: set[str] = set()
+        self._per: dict[str, str] = {}
         self._counts: defaultdict[str, float] = defaultdict(float)
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
@@ -61,10 +67,12 @@ class StepMetrics:
     def take_in(self, other: StepMetrics) -> None:
         """Add what was collected elsewhere for a later micro-batch of this step."""
         self._log_ratios += other._log_ratios
+        self._weights += other._weights
         self._entropies += other._entropies
-        for name, values in other._sums.items():
-            self._sums[name] += values
-        self._per_rollout |= other._per_rollout
+        for mine, others in ((self._totals, other._totals), (self._sums, other._sums)):
+            for name, values in others.items():
+                mine[name] += values
+        self._per |= other._per
         for name, count in other._counts.items():
             self._counts[name] += count
         for part, seconds in other._seconds.items():
@@ -81,44 +89,81 @@ class StepMetrics:
             self._counts[f"learner/{name}"] += value
 
     @torch.no_grad()
-    def add(self, batch: TokenBatch, losses: Losses, loss: torch.Tensor, entropy: torch.Tensor) -> None:
-        """Take in one micro-batch: its tokens, the objective's losses and their weighted sum."""
+    def add(self, batch: TokenBatch, losses: Losses, parts: Mapping[str, torch.Tensor], entropy: torch.Tensor) -> None:
+        """Take in one micro-batch: its tokens, the objective's losses, and the parts of the loss as weighted sums."""
         logprobs = batch.logprobs.detach()
         self._log_ratios.append(logprobs - batch.sampler_logprobs)
-        self._entropies.append(entropy)
-        self._sums["loss"].append(loss.detach())
-        for name, values in losses.metrics.items():
-            self._sums[name].append(values.detach().sum())
-        if losses.per == "rollout":
-            self._per_rollout.update(losses.metrics)
-        if batch.reference_logprobs is not None and "kl" not in losses.metrics:
+        self._entropies.append(entropy.detach())
+        if losses.weights is not None:
+            self._weights.append(losses.weights.detach())
+        for name, value in parts.items():
+            self._totals[name].append(value.detach())
+        for per, metrics in ((losses.per, losses.metrics), ("token", losses.token_metrics)):
+            for name, values in metrics.items():
+                self._sums[name].append(values.detach().sum())
+                self._per[name] = per
+        if batch.reference_logprobs is not None and "kl" not in losses.token_metrics:
             gap = batch.reference_logprobs - logprobs
             self._sums["kl"].append((gap.expm1() - gap).sum())
+            self._per["kl"] = "token"
 
-    def gather(self, accelerator: Accelerator, step: Step) -> dict[str, float]:
-        """The figures over all ranks; a collective. An objective's metrics are means over what the step's loss counts."""
+    def gather(self, accelerator: Accelerator, part: Part) -> dict[str, float]:
+        """The figures of one optimizer step over all ranks; a collective. An objective's metrics are means over what its loss counts."""
         reports = gather_messages(accelerator, self._report(), Report)
-        totals = _added(report.sums for report in reports)
-        per_rollout = {name for report in reports for name in report.per_rollout}
-        result = {"loss": totals.pop("loss", 0.0)}
-        for name, total in totals.items():
-            result[name] = total / (step.num_rollouts if name in per_rollout else step.num_tokens)
+        counted = {"token": part.num_tokens, "rollout": part.num_rollouts, "pair": part.num_pairs}
+        per = {name: kind for report in reports for name, kind in report.per.items()}
+        result = {"loss": 0.0} | _added(report.totals for report in reports)
+        for name, total in _added(report.sums for report in reports).items():
+            result[name] = total / counted[per[name]]
         log_ratios = np.concatenate([report.log_ratios for report in reports])
+        weights = np.concatenate([report.weights for report in reports])
         if len(log_ratios):
             result["entropy"] = float(np.concatenate([report.entropies for report in reports]).mean())
             result |= _ratio_metrics(log_ratios)
-        return result | _added(report.counts for report in reports) | step.counts
+        if len(weights):
+            result |= _weight_metrics(weights)
+        return result | _added(report.counts for report in reports)
 
     def _report(self) -> Report:
-        names = list(self._sums)
-        values = torch.stack([torch.stack(self._sums[name]).sum().double() for name in names]).tolist() if names else []
         return Report(
-            sums=dict(zip(names, values, strict=True)),
-            per_rollout=tuple(sorted(self._per_rollout)),
+            totals=_summed(self._totals),
+            sums=_summed(self._sums),
+            per=self._per,
             counts=dict(self._counts),
             log_ratios=_column(self._log_ratios),
+            weights=_column(self._weights),
             entropies=_column(self._entropies),
         )
+
+
+def merged(figures: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The figures of a step's optimizer steps as one: counts added up, smallest and largest kept, the rest averaged."""
+    result: dict[str, float] = {}
+    for name in dict.fromkeys(name for one in figures for name in one):
+        values = [one[name] for one in figures if name in one]
+        if name.startswith(("learner/", "time/")):
+            result[name] = sum(values)
+        elif name.endswith(("/min", "/max")):
+            result[name] = min(values) if name.endswith("min") else max(values)
+        else:
+            result[name] = sum(values) / len(values)
+    return result
+
+
+def effective_share(weights: np.ndarray) -> float:
+    """Effective sample size of importance weights as a share of their number: (sum w)^2 / (n sum w^2); 0 where all are 0.
+
+    Source: Kong 1992, "A note on importance sampling using standardized weights".
+    """
+    squares = float((weights**2).sum())
+    return float(weights.sum()) ** 2 / (len(weights) * squares) if squares else 0.0
+
+
+def _summed(parts: Mapping[str, list[torch.Tensor]]) -> dict[str, float]:
+    """One transfer from the device for all of them."""
+    names = list(parts)
+    values = torch.stack([torch.stack(parts[name]).sum().double() for name in names]).tolist() if names else []
+    return dict(zip(names, values, strict=True))
 
 
 def _column(parts: Sequence[torch.Tensor]) -> np.ndarray:
@@ -143,8 +188,20 @@ def _ratio_metrics(log_ratios: np.ndarray) -> dict[str, float]:
         "sampling/importance_sampling_ratio/min": float(ratios.min()),
         "sampling/importance_sampling_ratio/mean": float(ratios.mean()),
         "sampling/importance_sampling_ratio/max": float(ratios.max()),
+        "sampling/ratio_p01": float(np.quantile(ratios, 0.01)),
         "sampling/ratio_p99": float(np.quantile(ratios, 0.99)),
+        "sampling/ess": effective_share(np.exp(log_ratios - log_ratios.max())),
         "sampling/ratio_outside_0.9_1.1": float(((ratios < 0.9) | (ratios > 1.1)).mean()),
         "sampling/sampling_logp_difference/mean": float(distance.mean()),
         "sampling/sampling_logp_difference/max": float(distance.max()),
+    }
+
+
+def _weight_metrics(weights: np.ndarray) -> dict[str, float]:
+    """What corrections made of the ratios."""
+    return {
+        "correction/weight_mean": float(weights.mean()),
+        "correction/weight_p01": float(np.quantile(weights, 0.01)),
+        "correction/weight_p99": float(np.quantile(weights, 0.99)),
+        "correction/ess": effective_share(weights),
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from agentrl.errors import ConfigError
 from agentrl.learner.attention import ATTENTION
-from agentrl.learner.batch import Sample
 from agentrl.learner.fused import fuse
 from agentrl.learner.layers import replace_layers
 from agentrl.learner.logprobs import Head, token_logprobs
 from agentrl.learner.packing import pack
+from agentrl.learner.samples import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,18 +37,30 @@ MAX_PACKED_DIFFERENCE = 1e-3
 sees its neighbour differs by tenths."""
 
 
+class Scores(NamedTuple):
+    """What a forward pass says of the trained tokens of a pack, [trained] each, in float32 or better."""
+
+    logprobs: torch.Tensor
+    """Nats."""
+    entropy: torch.Tensor
+    """Nats, of the distribution that each token was drawn from."""
+    values: torch.Tensor | None
+    """Of the states before the tokens, where the policy has a value head."""
+
+
 class Policy(torch.nn.Module):
     """A causal language model that scores the trained tokens of a pack.
 
     The head's weight is used inside this forward pass, so that the hooks of DDP and FSDP around it see every parameter.
     """
 
-    def __init__(self, model: PreTrainedModel | PeftModel, head: Head, dtype: torch.dtype) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel, head: Head, dtype: torch.dtype, *, values: bool = False) -> None:
         super().__init__()
         self.model = model
         self.head = head
         self.dtype = dtype
         """Of the forward pass; the parameters' own is the master type."""
+        self.value_head = value_head(self.base) if values else None
 
     @property
     def base(self) -> PreTrainedModel:
@@ -61,8 +73,8 @@ class Policy(torch.nn.Module):
         """Whether an adapter is trained, and not the model's own parameters."""
         return not isinstance(self.model, PreTrainedModel)
 
-    def forward(self, packed: Pack) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probs of the targets and entropies, [trained] each, in nats and in float32 or better."""
+    def forward(self, packed: Pack) -> Scores:
+        """Score the targets of a pack."""
         base = self.base
         half = self.dtype == torch.bfloat16
         with torch.autocast(packed.ids.device.type, torch.bfloat16) if half else contextlib.nullcontext():
@@ -73,7 +85,11 @@ class Policy(torch.nn.Module):
         layer = output_layer(base)
         kind = torch.bfloat16 if half else hidden.dtype
         bias: torch.Tensor | None = layer.bias
-        return token_logprobs(hidden.to(kind), layer.weight.to(kind), None if bias is None else bias.to(kind), packed.targets, self.head)
+        logprobs, entropy = token_logprobs(
+            hidden.to(kind), layer.weight.to(kind), None if bias is None else bias.to(kind), packed.targets, self.head
+        )
+        values = None if self.value_head is None else self.value_head(hidden.to(self.value_head.weight.dtype))[:, 0]
+        return Scores(logprobs, entropy, values)
 
     @contextlib.contextmanager
     def without_adapter(self) -> Iterator[None]:
@@ -82,7 +98,18 @@ class Policy(torch.nn.Module):
             yield
 
 
-def load_policy(config: RunConfig, folder: str, device: torch.device, *, master: torch.dtype, trained: bool) -> Policy:
+def value_head(model: PreTrainedModel) -> torch.nn.Linear:
+    """A linear layer from hidden states to values, all 0 at the start: the first advantages are then the rewards themselves."""
+    like = output_layer(model).weight
+    head = torch.nn.Linear(like.shape[1], 1, dtype=like.dtype, device=like.device)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    return head
+
+
+def load_policy(
+    config: RunConfig, folder: str, device: torch.device, *, master: torch.dtype, trained: bool, values: bool = False
+) -> Policy:
     """Load a model and make it ready to train, or freeze it.
 
     Args:
@@ -91,6 +118,7 @@ def load_policy(config: RunConfig, folder: str, device: torch.device, *, master:
         device: where it goes.
         master: type of the parameters.
         trained: False gives a frozen model without an adapter.
+        values: whether it gets a value head, which is trained even where only an adapter of the model is.
 
     Raises `ConfigError` for a model that does not load, or that packed rows would train wrongly.
     """
@@ -111,7 +139,7 @@ def load_policy(config: RunConfig, folder: str, device: torch.device, *, master:
     if lora is not None:
         for name, parameter in adapted.named_parameters():
             parameter.requires_grad_("lora_" in name)
-    policy = Policy(adapted, _head(model, config), torch.bfloat16 if half else master)
+    policy = Policy(adapted, _head(model, config), torch.bfloat16 if half else master, values=values)
     check_packing(policy)
     return policy
 
@@ -205,7 +233,7 @@ def check_packing(policy: Policy) -> None:
     samples = [_whole_row(row, group) for row, group in zip(rows, (0, 1, 0, 2), strict=True)]
     samples.sort(key=lambda sample: sample.group)
     exact = Policy(policy.model, policy.head, base.dtype)
-    packed, _ = exact(pack(samples, device))
+    packed = exact(pack(samples, device)).logprobs
     alone = torch.cat([_alone(base, sample, policy.head) for sample in samples])
     difference = float((packed - alone).abs().max())
     if not difference <= MAX_PACKED_DIFFERENCE:

@@ -7,7 +7,7 @@ the common prompt of a group is computed once for each micro-batch, whatever the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from agentrl.learner.attention import Segments
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agentrl.learner.batch import Sample
+    from agentrl.learner.samples import Sample
 
 CACHE_BYTES = 2 << 20
 """On a CPU a micro-batch is kept so small that a layer's widest activation stays in a core's cache, which made a step of a model of 0.9 M
@@ -112,6 +112,39 @@ def micro_batches(samples: Sequence[Sample], *, max_tokens: int, multiple_of: in
         if count == len(samples):
             return [[place] for place in range(count)]
         count += max(1, count // 8)
+
+
+def dealt(
+    units: Sequence[Sequence[Sample]], most: int, model: Any, device: torch.device, *, rank: int, ranks: int, lanes: bool
+) -> list[list[int]]:
+    """A rank's micro-batches, as places in `units`, whose samples stay together.
+
+    Args:
+        units: samples of one group each.
+        most: packed tokens of a micro-batch.
+        model: configuration of the model.
+        device: where it computes.
+        rank: whose micro-batches.
+        ranks: how many there are; each has the same number, of like sizes, and an empty one fills up.
+        lanes: whether threads take turns on them, so that small ones are wanted at the end.
+    """
+    whole = [unit[0] if len(unit) == 1 else _joined(unit) for unit in units]
+    batches = micro_batches(whole, max_tokens=micro_batch_tokens(most, model, device), multiple_of=ranks)
+    batches.sort(key=lambda batch: -sum(whole[place].num_tokens for place in batch))
+    if lanes:
+        return finer_end(batches)
+    return (batches + [[]] * (-len(batches) % ranks))[rank::ranks]
+
+
+def _joined(unit: Sequence[Sample]) -> Sample:
+    """Samples as one, for their sizes."""
+    return replace(
+        unit[0],
+        rows=tuple(row for sample in unit for row in sample.rows),
+        sources=tuple(places for sample in unit for places in sample.sources),
+        targets=np.concatenate([sample.targets for sample in unit]),
+        sampler_logprobs=np.concatenate([sample.sampler_logprobs for sample in unit]),
+    )
 
 
 def finer_end(batches: Sequence[list[int]]) -> list[list[int]]:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from agentrl.config import RunConfig
-    from agentrl.learner.model import Policy
 
 T = TypeVar("T")
 
@@ -52,7 +51,7 @@ def check(config: RunConfig, accelerator: Accelerator) -> None:
         )
 
 
-def shard(policy: Policy, accelerator: Accelerator, *, dtype: torch.dtype) -> None:
+def shard(policy: torch.nn.Module, accelerator: Accelerator, *, dtype: torch.dtype) -> None:
     """Split the parameters over the ranks in place (FSDP2): layer by layer, and what is left at the root."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -65,8 +64,8 @@ def shard(policy: Policy, accelerator: Accelerator, *, dtype: torch.dtype) -> No
     fully_shard(policy, mesh=mesh, mp_policy=mixed)
 
 
-def replicate(policy: Policy, accelerator: Accelerator) -> torch.nn.Module:
-    """The policy under DDP: every rank holds it whole."""
+def replicate(policy: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
+    """A model under DDP: every rank holds it whole."""
     devices = [accelerator.device] if accelerator.device.type == "cuda" else None
     return torch.nn.parallel.DistributedDataParallel(policy, device_ids=devices)
 

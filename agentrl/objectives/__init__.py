@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from agentrl.objectives.base import GroupSignals, Losses, Normalization, Objective, ObjectiveConfig, TokenBatch
+from agentrl.objectives.base import (
+    Credit,
+    Critic,
+    GroupSignals,
+    Losses,
+    MemberSignals,
+    Needs,
+    Normalization,
+    Objective,
+    ObjectiveConfig,
+    StepColumns,
+    TokenBatch,
+)
 from agentrl.objectives.registry import get, register, registered, validate
 
 __all__ = [
+    "Credit",
+    "Critic",
     "GroupSignals",
     "Losses",
+    "MemberSignals",
+    "Needs",
     "Normalization",
     "Objective",
     "ObjectiveConfig",
+    "StepColumns",
     "TokenBatch",
     "get",
     "register",

@@ -1,7 +1,8 @@
 """What an objective is: a config, a signal over groups and a pure loss over trained tokens. Objectives never divide.
 
 The learner multiplies each loss by a weight whose denominator covers the whole step and all ranks, and alone reduces, accumulates,
-clips and steps. So no objective can depend on how a step is cut into micro-batches, packings, ranks or orders.
+clips and steps. So no objective can depend on how a step is cut into micro-batches, packings, ranks or orders. What a method takes from
+the whole step (statistics of rewards, a quantile of entropies) it takes before the first backward pass, in `advantages` and `select`.
 """
 
 from __future__ import annotations
@@ -9,21 +10,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    import numpy as np
     import torch
 
-Normalization = Literal["sequence_mean", "token_mean", "constant"]
+Normalization = Literal["sequence_mean", "token_mean", "sequence_sum", "constant"]
 """How token losses become one number.
 
 sequence_mean: mean over rollouts of each rollout's token mean (GRPO, arXiv:2402.03300 eq. 3).
 token_mean: mean over all trained tokens of the step (DAPO, arXiv:2503.14476 eq. 8).
+sequence_sum: mean over rollouts of each rollout's sum (LUSPO, arXiv:2602.05261).
 constant: sum over tokens / (rollouts x max_tokens) (Dr.GRPO, arXiv:2503.20783).
 """
+
+Per = Literal["token", "rollout", "pair"]
 
 
 class ObjectiveConfig(BaseModel):
@@ -35,6 +39,46 @@ class ObjectiveConfig(BaseModel):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Critic:
+    """A value model and how it is trained."""
+
+    kind: Literal["head", "model"]
+    """A linear head on the policy's own hidden states, or a model of its own that starts from the policy."""
+    lr: float
+    """Learning rate of a model of its own; a head takes the policy's."""
+    warmup_steps: int
+    """Steps at the start in which only the critic is trained."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What an objective asks for beside rewards and the sampler's log-probs."""
+
+    reference: bool = False
+    """Log-probs of the trained tokens under a reference policy."""
+    start: bool = False
+    """Log-probs and entropies of the whole step under the learner as it begins the step: one more forward pass."""
+    critic: Critic | None = None
+    """Values of the states before each trained token."""
+    entropy: bool = False
+    """The entropy of each trained token's distribution enters the loss."""
+    pairs: bool = False
+    """Rollouts two by two; the loss is one a pair."""
+    rival: float | None = None
+    """Share of the reference in the policy that samples the second half of each group; None: the policy samples all of it."""
+    judge: bool = False
+    """The environment compares the rollouts of each pair."""
+    group_size: int = 1
+    """Smallest group in which the signal is defined."""
+    passes: int = 1
+    """How often a step's data is gone over."""
+    minibatches: int = 1
+    """Optimizer steps of each pass."""
+    signal: bool = False
+    """Groups in which all rewards are equal are not trained: others are played in their place."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBatch:
     """The trained tokens of one micro-batch, in the order in which they stand in the packed rows. All tensors on one device."""
 
@@ -43,29 +87,89 @@ class TokenBatch:
     sampler_logprobs: torch.Tensor
     """[tokens] nats under the policy that sampled, at the same temperature."""
     advantages: torch.Tensor
-    """[tokens] of each token's rollout (or turn)."""
+    """[tokens]."""
     rollout: torch.Tensor
     """[tokens] int64: which rollout of this micro-batch a token belongs to; a rollout is never split over micro-batches."""
     num_rollouts: int
     rollout_advantages: torch.Tensor
-    """[rollouts]."""
+    """[rollouts]: where advantages differ within a rollout, that of its first token."""
     reference_logprobs: torch.Tensor | None = None
-    """[tokens] nats under the frozen reference, where the objective needs one."""
+    """[tokens] nats under the reference, where the objective needs one."""
+    start_logprobs: torch.Tensor | None = None
+    """[tokens] nats under the learner as it began the step; None where the step has one optimizer step, whose policy it then is."""
+    entropy: torch.Tensor | None = None
+    """[tokens] nats of the policy's distribution now, with gradient."""
+    values: torch.Tensor | None = None
+    """[tokens] the critic's value of the state before the token, with gradient."""
+    start_values: torch.Tensor | None = None
+    """[tokens] the same as the step began."""
+    returns: torch.Tensor | None = None
+    """[tokens] what the critic is to predict."""
+    staleness: torch.Tensor | None = None
+    """[tokens] optimizer steps done since the weights that sampled the token."""
+    columns: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """[tokens] each: what `select` chose over the whole step."""
+    rival: torch.Tensor | None = None
+    """[rollouts] bool: sampled by the rival policy."""
+    chosen: torch.Tensor | None = None
+    """[pairs] int64: the preferred rollout of each pair."""
+    rejected: torch.Tensor | None = None
+    """[pairs] int64: the other one."""
+
+    @property
+    def start(self) -> torch.Tensor:
+        """[tokens] nats under the learner as it began the step, without gradient."""
+        return self.logprobs.detach() if self.start_logprobs is None else self.start_logprobs
 
     def sum_by_rollout(self, values: torch.Tensor) -> torch.Tensor:
         """[tokens] -> [rollouts], differentiable."""
         return values.new_zeros(self.num_rollouts).index_add(0, self.rollout, values)
+
+    def mean_by_rollout(self, values: torch.Tensor) -> torch.Tensor:
+        """[tokens] -> [rollouts], differentiable."""
+        return self.sum_by_rollout(values) / self.lengths.clamp(min=1)
+
+    @property
+    def lengths(self) -> torch.Tensor:
+        """[rollouts] trained tokens of each."""
+        return self.sum_by_rollout(self.logprobs.new_ones(len(self.rollout)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Losses:
     """What a loss function returns, unreduced."""
 
-    per: Literal["token", "rollout"]
+    per: Per
     loss: torch.Tensor
-    """[tokens] or [rollouts], as `per` says."""
+    """[tokens], [rollouts] or [pairs], as `per` says."""
+    terms: dict[str, torch.Tensor] = field(default_factory=dict)
+    """[tokens] each: what is added to the loss beside it, weighted as token losses are, under its name in the metrics."""
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
-    """[tokens] or [rollouts] each (the learner tells by the length of `loss`): averaged over the whole step under their names."""
+    """[tokens], [rollouts] or [pairs] each, as `per` says: averaged over the whole step under their names."""
+    token_metrics: dict[str, torch.Tensor] = field(default_factory=dict)
+    """[tokens] each, whatever `per` says."""
+    weights: torch.Tensor | None = None
+    """[tokens] correction weights that `loss` was multiplied by, for the effective sample size."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberSignals:
+    """What a signal function sees of one rollout. Columns are [trained]; a rollout in which nothing was sampled has empty ones."""
+
+    member: int
+    """Index within its group as it was played."""
+    rival: bool
+    """Sampled by the rival policy, not by the one that is trained."""
+    truncated: bool
+    turn_rewards: np.ndarray
+    """[turns] float64: what the environment gave for each turn alone; part of `rewards`."""
+    turn: np.ndarray
+    """Index of the turn that sampled the token."""
+    sampler_logprobs: np.ndarray
+    start_logprobs: np.ndarray | None = None
+    start_entropy: np.ndarray | None = None
+    reference_logprobs: np.ndarray | None = None
+    values: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,10 +180,69 @@ class GroupSignals:
     """[members] float64."""
     reference_kl: np.ndarray | None = None
     """[members] float64: sum over trained tokens of sampler log-prob - reference log-prob, where the objective asks for it."""
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """[members] float64 each: the named parts of the rewards, NaN where a member has none of that name."""
+    members: tuple[MemberSignals, ...] = ()
+    size: int = 0
+    """Members that were played, unscorable ones included."""
+    preferences: Mapping[tuple[int, int], float] = field(default_factory=dict)
+    """What the judge said, by places of the two members: the probability that the first is better."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credit:
+    """What a signal function gives a group, where it is more than an advantage a member."""
+
+    advantages: np.ndarray | Sequence[np.ndarray]
+    """[members] float64, or [trained] for each member."""
+    returns: Sequence[np.ndarray] | None = None
+    """[trained] for each member: what the critic is to predict."""
+    trained: np.ndarray | None = None
+    """[members] bool: whose tokens the loss counts; None: everybody's."""
+    pairs: Sequence[tuple[int, int]] = ()
+    """Places of (chosen, rejected) members; a member is in one pair at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepColumns:
+    """The trained tokens of a whole step, as `select` sees them; the same on every rank. All [tokens] float64 but `rollout`."""
+
+    advantages: np.ndarray
+    sampler_logprobs: np.ndarray
+    start_logprobs: np.ndarray
+    start_entropy: np.ndarray
+    rollout: np.ndarray
+    """Int64, from 0."""
+    seed: tuple[int, ...]
+    """Of this step, for those that draw; what `numpy.random.default_rng` takes."""
 
 
 def _never(config: Any) -> bool:
     return False
+
+
+def _nothing(config: Any) -> Needs:
+    return Needs()
+
+
+def _unchanged(config: Any, state: Mapping[str, float]) -> Any:
+    return config
+
+
+def _no_state(config: Any) -> dict[str, float]:
+    return {}
+
+
+def _kept(config: Any, state: Mapping[str, float], metrics: Mapping[str, float]) -> dict[str, float]:
+    return dict(state)
+
+
+def _always(config: Any) -> Normalization:
+    return "sequence_mean"
+
+
+def _no_columns(columns: StepColumns, config: Any) -> dict[str, np.ndarray]:
+    return {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,16 +251,29 @@ class Objective:
 
     name: str
     config: type[ObjectiveConfig]
-    advantages: Callable[[Sequence[GroupSignals], Any], list[np.ndarray]]
-    """All scorable groups of the step and the config -> [members] float64 a group. It sees the whole step: batch statistics are exact."""
+    advantages: Callable[[Sequence[GroupSignals], Any], Sequence[np.ndarray | Credit]]
+    """All scorable groups of the step and the config -> [members] float64 a group, or a `Credit`. It sees the whole step: batch
+    statistics are exact."""
     loss: Callable[[TokenBatch, Any], Losses]
-    normalization: Callable[[Any], Normalization]
-    needs_reference: Callable[[Any], bool]
+    needs: Callable[[Any], Needs] = _nothing
+    normalization: Callable[[Any], Normalization] = _always
+    select: Callable[[StepColumns, Any], dict[str, np.ndarray]] = _no_columns
+    """The whole step's tokens -> further [tokens] columns for the loss; called only where `needs` says `start`."""
     zero_advantage_is_zero_loss: Callable[[Any], bool] = _never
     """Whether loss and gradient of a rollout with advantage exactly 0 are identically 0, so that the learner may leave out its forward and
     backward. The rollout stays in every denominator, and counts as 0 in the objective's metrics."""
-    min_group_size: int = 1
-    """Smallest group in which the signal is defined."""
+    state: Callable[[Any], dict[str, float]] = _no_state
+    """What the objective adapts while it trains, at its start; kept in checkpoints."""
+    in_force: Callable[[Any, Mapping[str, float]], Any] = _unchanged
+    """The config with the state's values in place: what the other functions of a step are given."""
+    next_state: Callable[[Any, Mapping[str, float], Mapping[str, float]], dict[str, float]] = _kept
+    """Config, state and a step's metrics -> the next step's state."""
+    formula: str = ""
+    """The loss in one or a few lines of plain text."""
     source: str = ""
     """Paper, arXiv id, equation."""
     summary: str = ""
+    refused: Sequence[str] = ()
+    """Combinations of options that are refused, and why, a sentence each."""
+    paper: Mapping[str, str] = field(default_factory=dict)
+    """The paper's value of an option, where it says one, by the option's name."""

@@ -11,15 +11,30 @@ from pydantic import ValidationError
 
 from agentrl.config_errors import sentences
 from agentrl.errors import ConfigError
+from agentrl.objectives.a2po import A2PO
 from agentrl.objectives.base import Objective
-from agentrl.objectives.grpo import GRPO
+from agentrl.objectives.bnpo import BNPO
+from agentrl.objectives.dppo import DPPO
+from agentrl.objectives.grpo import DAPO, DR_GRPO, GRPO
+from agentrl.objectives.nash_md import NASH_MD
+from agentrl.objectives.ppo import DECOUPLED_PPO, PPO
+from agentrl.objectives.preference import ONLINE_DPO, XPO
 from agentrl.objectives.rloo import RLOO
+from agentrl.objectives.selected import CLIP_COV, KL_COV, M2PO
+from agentrl.objectives.sequence_ratio import GMPO, GSPO, GSPO_TOKEN, LUSPO
+from agentrl.objectives.weighted import AIPO, CISPO, REINFORCE, SAPO, VESPO
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from agentrl.objectives.base import ObjectiveConfig
-_objectives: dict[str, Objective] = {"grpo": GRPO, "rloo": RLOO}
+
+BUILT_IN = (
+    *(GRPO, DR_GRPO, BNPO, DAPO, GSPO, GSPO_TOKEN, GMPO, LUSPO, CISPO, AIPO, SAPO, VESPO, DPPO, M2PO, CLIP_COV, KL_COV),
+    *(RLOO, REINFORCE, A2PO, PPO, DECOUPLED_PPO),
+    *(ONLINE_DPO, NASH_MD, XPO),
+)
+_objectives: dict[str, Objective] = {objective.name: objective for objective in BUILT_IN}
 
 
 def register(objective: Objective) -> Objective:

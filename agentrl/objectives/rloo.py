@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from agentrl.objectives.advantages import STD_EPS, leave_one_out, sample_std
-from agentrl.objectives.base import Losses, Objective, ObjectiveConfig
-from agentrl.objectives.surrogate import Clip, clip_metrics, clipped_surrogate, importance_ratio
+from agentrl.objectives.advantages import STD_EPS, sample_std
+from agentrl.objectives.base import Credit, Losses
+from agentrl.objectives.credit import Baseline, compared_rewards
+from agentrl.objectives.grpo import ClipConfig
+from agentrl.objectives.kl import KLEstimator
+from agentrl.objectives.policy import log_ratio_to_anchor, policy_objective
+from agentrl.objectives.surrogate import clip_metrics, clipped_surrogate, importance_ratio
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,26 +21,23 @@ if TYPE_CHECKING:
     from agentrl.objectives.base import GroupSignals, TokenBatch
 
 
-class RLOOConfig(ObjectiveConfig):
-    """Options of RLOO."""
+class RLOOConfig(ClipConfig):
+    """Options of RLOO; the clips are of a whole rollout's ratio."""
 
+    per_rollout: ClassVar[bool] = True
     name: Literal["rloo"] = "rloo"
-    clip_low: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """The importance ratio of a whole rollout is clipped below at `1 - clip_low`; 1 turns the lower clip off."""
-    clip_high: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """The ratio is clipped above at `1 + clip_high`; null takes `clip_low`. A very large number turns the upper clip off."""
+    baseline: Baseline = "leave_one_out"
+    scale_rewards: Literal["group", "batch", "none"] = "none"
     beta: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
-    """Weight of the KL to the reference, taken off the reward; above 0 the run holds a reference model."""
+    kl_in: Literal["loss", "reward"] = "reward"
+    kl_estimator: KLEstimator = "k1"
+    normalization: Literal["sequence_mean"] = "sequence_mean"
+    """A rollout has one loss; their mean is taken."""
     normalize_advantages: bool = False
     """Divide the advantages by their standard deviation over the whole step (not in the paper)."""
 
-    @property
-    def clip(self) -> Clip:
-        """The bounds in force."""
-        return Clip(low=self.clip_low, high=self.clip_low if self.clip_high is None else self.clip_high)
 
-
-def leave_one_out_advantages(groups: Sequence[GroupSignals], config: RLOOConfig) -> list[np.ndarray]:
+def leave_one_out_advantages(groups: Sequence[GroupSignals], config: RLOOConfig) -> list[np.ndarray | Credit]:
     """Penalized reward minus the mean of the siblings' penalized rewards.
 
     R_i = reward_i - beta * sum over tokens (sampler log-prob - reference log-prob), the k1 estimate of the KL inside the reward, whose
@@ -52,20 +53,13 @@ def leave_one_out_advantages(groups: Sequence[GroupSignals], config: RLOOConfig)
 
     Source: Ahmadian et al. 2024, arXiv:2402.14740.
     """
-    advantages = [leave_one_out(_penalized(group, config.beta)) for group in groups]
+    advantages = compared_rewards(groups, config)
     if not config.normalize_advantages:
         return advantages
-    compared = [values for values in advantages if len(values) > 1]
+    plain = [values for values in advantages if isinstance(values, np.ndarray)]
+    compared = [values for values in plain if len(values) > 1]
     scale = sample_std(np.concatenate(compared)) + STD_EPS if compared else 1.0
-    return [values / scale for values in advantages]
-
-
-def _penalized(group: GroupSignals, beta: float) -> np.ndarray:
-    if beta == 0:
-        return group.rewards
-    assert group.reference_kl is not None, "beta > 0 asks for the KL to a reference"
-    result: np.ndarray = group.rewards - beta * group.reference_kl
-    return result
+    return [values / scale for values in plain]
 
 
 def rollout_losses(batch: TokenBatch, config: RLOOConfig) -> Losses:
@@ -75,7 +69,7 @@ def rollout_losses(batch: TokenBatch, config: RLOOConfig) -> Losses:
     unclipped gradient unbiased; in long rollouts it leaves the clip range easily, which `clip_ratio/region_mean` shows.
 
     Args:
-        batch: logprobs and sampler_logprobs [tokens]; rollout_advantages [rollouts]; reference_logprobs [tokens] where beta > 0.
+        batch: logprobs and the anchor's log-probs [tokens]; rollout_advantages [rollouts]; reference_logprobs [tokens] where beta > 0.
         config: clips.
 
     Returns: loss [rollouts], unreduced. Metrics [rollouts]: `clip_ratio/{low,high,region}_mean`, and with beta `kl/per_rollout`, the
@@ -83,7 +77,7 @@ def rollout_losses(batch: TokenBatch, config: RLOOConfig) -> Losses:
 
     Source: Ahmadian et al. 2024, arXiv:2402.14740; clip: Schulman et al. 2017, arXiv:1707.06347, eq. 7.
     """
-    ratio = importance_ratio(batch.sum_by_rollout(batch.logprobs - batch.sampler_logprobs))
+    ratio = importance_ratio(batch.sum_by_rollout(log_ratio_to_anchor(batch, config)))
     loss = clipped_surrogate(ratio, batch.rollout_advantages, config.clip)
     metrics = clip_metrics(ratio, batch.rollout_advantages, config.clip)
     if config.beta > 0:
@@ -92,16 +86,18 @@ def rollout_losses(batch: TokenBatch, config: RLOOConfig) -> Losses:
     return Losses(per="rollout", loss=loss, metrics=metrics)
 
 
-RLOO = Objective(
-    name="rloo",
-    config=RLOOConfig,
+RLOO = policy_objective(
+    "rloo",
+    RLOOConfig,
+    rollout_losses,
     advantages=leave_one_out_advantages,
-    loss=rollout_losses,
-    normalization=lambda config: "sequence_mean",
-    needs_reference=lambda config: config.beta > 0,
     # With beta the loss is zero too, but a skipped rollout would count as 0 in the KL metric; few rollouts have advantage 0 then.
-    zero_advantage_is_zero_loss=lambda config: config.beta == 0,
-    min_group_size=2,
+    zero_advantage_is_zero_loss=lambda config: config.beta == 0 and config.entropy_coef == 0 and not config.adapts_entropy,
+    formula=(
+        "-min(s A, clip(s, 1 - clip_low, 1 + clip_high) A), s = policy / sampler of the whole rollout\n"
+        "A_i = R_i - mean of the siblings' R, R = reward - beta sum over tokens of log(sampler / reference); mean over rollouts"
+    ),
     source="Ahmadian et al. 2024, arXiv:2402.14740",
     summary="REINFORCE on whole rollouts, each against the mean of its siblings, the KL to the reference in the reward.",
+    paper={"beta": "0.03 to 0.1", "group_size": "2 or 4"},
 )

@@ -18,11 +18,13 @@ import trio
 
 from agentrl.engines.protocol import Completion, Engine, Request
 from agentrl.environment import Episode
-from agentrl.errors import EnvironmentFailure, RequestRefused, SamplerUnavailable
-from agentrl.records import Ending, Rollout, SamplingContract, Score, Source, Task, TokenSpan, Turn, VersionRun
+from agentrl.errors import EnvironmentFailure, RequestRefused
+from agentrl.records import Ending, Rollout, SamplingContract, Score, Source, Task, Turn
+from agentrl.rollout.judge import PlayedGroup, judged_group
 from agentrl.rollout.pool import EnvironmentTimeout, EnvPool, EnvSession, alone
-from agentrl.rollout.render import LONG_CHARS, Rendered, Renderer
+from agentrl.rollout.render import Rendered, Renderer, off_loop
 from agentrl.rollout.toolcalls import Malformed, ToolCall, read_calls
+from agentrl.rollout.turns import rewarded, sampled_turn, whole_return
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -44,12 +46,18 @@ async def play_group(
     rollout: RolloutConfig,
     seed: int,
     contract: SamplingContract,
-) -> tuple[Rollout, ...]:
+    rival: SamplingContract | None = None,
+    judged: bool = False,
+) -> PlayedGroup:
     """Play all members of a group at once; the results are ordered by member.
+
+    Those from `group_size // 2` on draw their tokens as `rival` says, where there is one. Where the group is `judged`, the environment
+    compares each member m with member m + group_size // 2 once all have ended.
 
     Raises what `play_episode` raises, the first of several; the other episodes are then cancelled and closed.
     """
     played: dict[int, Rollout] = {}
+    episodes: dict[int, Episode] = {}
 
     async def play(member: int) -> None:
         played[member] = await play_episode(
@@ -61,7 +69,8 @@ async def play_group(
             sampling=sampling,
             rollout=rollout,
             seed=seed,
-            contract=contract,
+            contract=rival if rival is not None and member >= group_size // 2 else contract,
+            on_end=partial(episodes.__setitem__, member) if judged else None,
         )
 
     try:
@@ -70,7 +79,10 @@ async def play_group(
                 nursery.start_soon(play, member)
     except BaseExceptionGroup as group:
         raise alone(group) from None
-    return tuple(played[member] for member in range(group_size))
+    rollouts = [played[member] for member in range(group_size)]
+    if not judged:
+        return PlayedGroup(rollouts)
+    return await judged_group(rollouts, [episodes[member] for member in range(group_size)], pool)
 
 
 async def play_episode(
@@ -84,6 +96,7 @@ async def play_episode(
     rollout: RolloutConfig,
     seed: int,
     contract: SamplingContract,
+    on_end: Callable[[Episode], None] | None = None,
 ) -> Rollout:
     """Play one episode to its end and score it.
 
@@ -97,6 +110,7 @@ async def play_episode(
         rollout: deadlines.
         seed: of the run; with task, member and turn it names the random stream of each call.
         contract: how tokens are drawn.
+        on_end: told the whole episode, as the environment sees it.
     Returns: a rollout whose ending and score say what happened; failures of the environment are unscorable.
     Raises: `SamplerUnavailable` from the engine; `ConfigError` where the prompt cannot be rendered at all.
     """
@@ -112,7 +126,7 @@ async def play_episode(
             outcome = _unscorable("timeout", f"the episode took longer than {deadline_s:g} s")
         elif session is not None and outcome.score is None:
             score = await play.in_environment(session.score(play.episode(task, outcome.ending)))
-            outcome = _Outcome(ending=outcome.ending, score=score)
+            outcome = _Outcome(ending=outcome.ending, score=whole_return(score, play.turns))
     except EnvironmentTimeout as error:
         outcome = _unscorable("timeout", str(error))
     except EnvironmentFailure as error:
@@ -124,6 +138,8 @@ async def play_episode(
             session.close()
     play.counters["time/episode_s"] = trio.current_time() - started
     assert outcome.score is not None
+    if on_end is not None:
+        on_end(play.episode(task, outcome.ending))
     return Rollout(
         task=task,
         member=member,
@@ -179,7 +195,7 @@ class _Play:
         self._max_tokens = min(self._max_tokens, opened.max_tokens or self._max_tokens)
         plain = isinstance(opened.prompt, str)
         self.messages = [{"role": "user", "content": opened.prompt}] if isinstance(opened.prompt, str) else list(opened.prompt)
-        added = await _off_loop(self.messages, partial(self._renderer.prompt, opened.prompt, opened.tools))
+        added = await off_loop(self.messages, partial(self._renderer.prompt, opened.prompt, opened.tools))
         for turn in range(min(self._sampling.max_turns, opened.max_turns or self._sampling.max_turns)):
             if not turn and not len(added.ids):
                 return _unscorable("environment_error", "the prompt is empty: the model needs at least one token to go on from")
@@ -197,7 +213,7 @@ class _Play:
                 return _Outcome(ending="complete")
             last_id = int(completion.ids[-1]) if len(completion.ids) else -1
             extend = partial(self._renderer.extension, news, opened.tools, last_id=last_id, plain=plain)
-            added = await _off_loop(news, extend)
+            added = await off_loop(news, extend)
         return _Outcome(ending="truncated")
 
     def episode(self, task: Task, ending: Ending) -> Episode:
@@ -246,7 +262,7 @@ class _Play:
         self.counters["tokens/given"] += len(added.ids)
         self._context = np.concatenate([context, completion.ids])
         source = Source.ENVIRONMENT if self.turns else Source.PROMPT
-        self.turns.append(_turn(len(self.turns) - 1, added.ids, source, completion, self._contract))
+        self.turns.append(sampled_turn(len(self.turns) - 1, added.ids, source, completion, self._contract))
         return completion
 
     async def _answer(self, session: EnvSession, text: str, *, thinking: bool) -> list[Message] | None:
@@ -260,10 +276,14 @@ class _Play:
         if not opened.replies:
             return None
         reply = await self.in_environment(session.reply(text))
+        self._reward(reply.reward)
         if reply.text is None:
             return None
         self.messages.append({"role": "user", "content": reply.text})
         return None if reply.done else self.messages[-1:]
+
+    def _reward(self, reward: float) -> None:
+        self.turns[-1] = rewarded(self.turns[-1], reward)
 
     async def _run_calls(self, session: EnvSession, message: Message, calls: list[ToolCall | Malformed]) -> list[Message] | None:
         before = len(self.messages)
@@ -278,32 +298,10 @@ class _Play:
                 function = {"name": call.name, "arguments": call.arguments}
                 message.setdefault("tool_calls", []).append({"type": "function", "id": key, "function": function})
                 observation = await self.in_environment(session.call_tool(call.name, call.arguments))
+                self._reward(observation.reward)
                 self.counters["tool/errors"] += observation.error
                 content, done = observation.text, observation.done
             self.messages.append({"role": "tool", "name": call.name, "content": content, "tool_call_id": key})
             if done:
                 return None
         return self.messages[before:]
-
-
-def _turn(parent: int, given: np.ndarray, source: Source, completion: Completion, contract: SamplingContract) -> Turn:
-    """The record of one call: what was new to the context, then what was sampled, ids untouched."""
-    shift, count = len(given), len(completion.ids)
-    runs = [VersionRun(version=run.version, start=run.start + shift, end=run.end + shift) for run in completion.versions]
-    try:
-        span = TokenSpan(
-            ids=np.concatenate([given, completion.ids]),
-            source=np.concatenate([np.full(shift, source, dtype=np.uint8), np.full(count, Source.SAMPLED, dtype=np.uint8)]),
-            logprobs=np.concatenate([np.full(shift, np.nan, dtype=np.float32), completion.logprobs]),
-            versions=tuple(runs),
-        )
-    except ValueError as error:
-        raise SamplerUnavailable(f"the engine gave a completion that cannot be trained on: {error}") from error
-    return Turn(parent=parent, span=span, contract=contract, finish_reason=completion.finish_reason)
-
-
-async def _off_loop(messages: list[Message], render: Callable[[], Rendered]) -> Rendered:
-    """Render on the event loop, or in a thread where there is much to tokenize."""
-    if sum(len(str(message.get("content") or "")) for message in messages) <= LONG_CHARS:
-        return render()
-    return await trio.to_thread.run_sync(render)

@@ -16,11 +16,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from agentrl import registry
-from agentrl.environment import Environment, Episode, SingleTurn, as_score, tool_methods
+from agentrl.environment import Environment, Episode, SingleTurn, as_preference, as_score, finite, tool_methods
 from agentrl.errors import ConfigError, EnvironmentFailure
 from agentrl.records import Score
 from agentrl.rollout.arguments import Unfit
-from agentrl.rollout.messages import Answer, CallTool, Failed, Grade, Graded, Observation, Open, Opened, Replied, Request, Response, Setup
+from agentrl.rollout.messages import (
+    Answer,
+    CallTool,
+    Compare,
+    Compared,
+    Failed,
+    Grade,
+    Graded,
+    Observation,
+    Open,
+    Opened,
+    Replied,
+    Request,
+    Response,
+    Setup,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,6 +111,8 @@ class HostedEpisode:
                 return self._guarded(request.call, "reply", lambda: self._reply(request))
             case Grade():
                 return self._guarded(request.call, "score", lambda: self._grade(request))
+            case Compare():
+                return self._guarded(request.call, "compare", lambda: self._compare(request))
         return Failed(call=0, reason=f"{type(request).__name__} is no request of an episode")
 
     def close(self) -> None:
@@ -122,6 +139,7 @@ class HostedEpisode:
         self._task = request.task
         self._environment = environment = self._blueprint.make()
         self._prompt = _checked_prompt(self._resolved(environment.start(request.task)), environment.system)
+        _taken_reward(environment)  # no turn has been played that could earn it
         return Opened(
             call=request.call,
             prompt=self._prompt,
@@ -143,14 +161,16 @@ class HostedEpisode:
             text, failed = clean(f"error: {unfit}"), True
         except Exception as error:  # the boundary to a tool: what it raises, the model may read and mend
             text, failed = clean(f"error: {type(error).__name__}: {text_of(error)}"), True
-        return Observation(call=request.call, text=self._cut(text), done=bool(self._environment.done), error=failed)
+        reward = _taken_reward(self._environment)
+        return Observation(call=request.call, text=self._cut(text), done=bool(self._environment.done), error=failed, reward=reward)
 
     def _reply(self, request: Answer) -> Replied:
         assert self._environment is not None
         text = self._resolved(self._environment.reply(request.text))
         if text is not None and not isinstance(text, str):
             raise EnvironmentFailure(f"it returned {_shown(text)}; allowed: text for the user's next message, or None")
-        return Replied(call=request.call, text=None if text is None else clean(text), done=bool(self._environment.done))
+        reward = _taken_reward(self._environment)
+        return Replied(call=request.call, text=None if text is None else clean(text), done=bool(self._environment.done), reward=reward)
 
     def _grade(self, request: Grade) -> Graded:
         assert self._environment is not None
@@ -166,6 +186,11 @@ class HostedEpisode:
         value = None if score.value is None else float(score.value)
         parts = {clean(str(name)): float(part) for name, part in score.parts.items()}
         return Graded(call=request.call, score=Score(value=value, parts=parts, reason=clean(str(score.reason))))
+
+    def _compare(self, request: Compare) -> Compared:
+        assert self._environment is not None
+        value = self._resolved(self._environment.compare(request.first, request.second))
+        return Compared(call=request.call, value=as_preference("compare", value))
 
     def _resolved(self, value: Any) -> Any:
         """The value, or what it gives when awaited."""
@@ -184,6 +209,14 @@ class HostedEpisode:
 
 async def _awaited(value: Any) -> Any:
     return await value
+
+
+def _taken_reward(environment: Environment) -> float:
+    """What the environment set for the turn; the next one starts from 0."""
+    reward = finite("turn_reward is", environment.turn_reward, "a finite number")
+    if reward:  # an environment without rewards for turns may be frozen
+        environment.turn_reward = 0.0
+    return reward
 
 
 def _checked_prompt(prompt: Any, system: str) -> str | list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from agentrl.environment import Episode
 from agentrl.records import SCHEMA_VERSION, Ending, Score, Task
 
 
@@ -58,6 +59,15 @@ class Grade(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     ending: Ending
 
 
+class Compare(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Ask which of two finished episodes of the task is better; the session itself was opened for that alone."""
+
+    call: int
+    session: int
+    first: Episode
+    second: Episode
+
+
 class Close(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """End an episode without a score."""
 
@@ -91,6 +101,8 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The environment ends the episode."""
     error: bool = False
     """The tool raised, or refused its arguments."""
+    reward: float = 0.0
+    """For the turn that called it."""
 
 
 class Replied(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -99,6 +111,8 @@ class Replied(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     call: int
     text: str | None
     done: bool
+    reward: float = 0.0
+    """For the turn that was answered."""
 
 
 class Graded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -106,6 +120,14 @@ class Graded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
     call: int
     score: Score
+
+
+class Compared(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A validated preference."""
+
+    call: int
+    value: float | None
+    """Probability that the first episode is better; None where the judge cannot tell."""
 
 
 class Closed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -124,5 +146,5 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A few frames, for people."""
 
 
-Request = Setup | Open | CallTool | Answer | Grade | Close
-Response = Ready | Opened | Observation | Replied | Graded | Closed | Failed
+Request = Setup | Open | CallTool | Answer | Grade | Compare | Close
+Response = Ready | Opened | Observation | Replied | Graded | Compared | Closed | Failed

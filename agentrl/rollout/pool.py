@@ -13,7 +13,7 @@ import trio
 from agentrl.errors import AgentRLError, EnvironmentFailure, WorkerDied
 from agentrl.rollout.envworker import EnvironmentTimeout, EnvWorker, SetupDied
 from agentrl.rollout.hostprocess import LocalHost
-from agentrl.rollout.messages import Answer, CallTool, Grade, Graded, Observation, Open, Opened, Replied, Setup
+from agentrl.rollout.messages import Answer, CallTool, Compare, Compared, Grade, Graded, Observation, Open, Opened, Replied, Setup
 from agentrl.scratch import ScratchFolder
 
 if TYPE_CHECKING:
@@ -100,6 +100,12 @@ class EnvSession:
         )
         self._graded = True
         return _expected(await self._ask(call, request, self._timeouts.score_s, "score"), Graded).score
+
+    async def compare(self, first: Episode, second: Episode) -> float | None:
+        """The probability that the first of two finished episodes is better; None where the judge cannot tell."""
+        call = self._worker.next_number()
+        request = Compare(call=call, session=self._number, first=first, second=second)
+        return _expected(await self._ask(call, request, self._timeouts.score_s, "compare"), Compared).value
 
     def close(self) -> None:
         """Have the environment closed. Does not wait, so it also works while being cancelled; closing twice does nothing."""

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+import trio
 
 from agentrl.errors import ConfigError, EnvironmentFailure
 from agentrl.rollout.tokenizer import codec, generation_eos, load_tokenizer
 from agentrl.rollout.toolcalls import THINK
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -215,6 +216,13 @@ class Renderer:
             said = f"the model's chat template refused messages of roles {roles}: {type(error).__name__}: {error}"
             raise EnvironmentFailure(said) from None  # of this episode: the next row's messages may be right
         return str(text)
+
+
+async def off_loop(messages: Sequence[Message], render: Callable[[], Rendered]) -> Rendered:
+    """Render messages on the event loop, or in a thread where there is much to tokenize."""
+    if sum(len(str(message.get("content") or "")) for message in messages) <= LONG_CHARS:
+        return render()
+    return await trio.to_thread.run_sync(render)
 
 
 _CALL_ID = "agentrl00"  # nine letters and digits, which Mistral's templates insist on

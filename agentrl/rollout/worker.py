@@ -77,7 +77,7 @@ class Worker:
             self._scopes[play.index] = scope
             self._episodes += play.group_size
             try:
-                rollouts = await play_group(
+                played = await play_group(
                     play.task,
                     play.group_size,
                     engine=self._engine,
@@ -87,8 +87,16 @@ class Worker:
                     rollout=self._config.rollout,
                     seed=play.seed,
                     contract=play.contract,
+                    rival=play.rival,
+                    judged=play.judged,
                 )
-                group = Group(index=play.index, task=play.task, rollouts=rollouts, dispatched=play.dispatched)
+                group = Group(
+                    index=play.index,
+                    task=play.task,
+                    rollouts=tuple(played),
+                    dispatched=play.dispatched,
+                    preferences=played.preferences,
+                )
                 await self._channel.send(Played(group=group))
             finally:
                 self._episodes -= play.group_size

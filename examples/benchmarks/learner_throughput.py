@@ -29,8 +29,8 @@ import transformers
 from agentrl import objectives
 from agentrl.config import LearnerConfig, RunConfig
 from agentrl.learner import Learner
-from agentrl.learner.batch import candidates
 from agentrl.learner.packing import Pack, micro_batches, pack
+from agentrl.learner.samples import candidates
 from agentrl.records import Group, Rollout, SamplingContract, Score, Source, Task, TokenSpan, Turn, Version, VersionRun
 
 if TYPE_CHECKING:

@@ -107,18 +107,18 @@ def random_model(name: str, seed: int = 0) -> Any:
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Model]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Model]:
     torch.set_num_threads(1)
-    made: dict[str, Model] = {}
+    made: dict[tuple[str, int], Model] = {}
 
-    def make(name: str) -> Model:
-        if name not in made:
+    def make(name: str, seed: int = 0) -> Model:
+        if (name, seed) not in made:
             folder = str(tmp_path_factory.mktemp(name))
-            random_model(name).save_pretrained(folder)
+            random_model(name, seed).save_pretrained(folder)
             loaded = load_decoder(folder, EngineConfig(device="cpu"))
             reference = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-            made[name] = Model(folder=folder, loaded=loaded, reference=reference)
-        return made[name]
+            made[name, seed] = Model(folder=folder, loaded=loaded, reference=reference)
+        return made[name, seed]
 
     return make
 

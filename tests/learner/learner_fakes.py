@@ -118,7 +118,7 @@ def gradients(learner: Learner, groups: list[Group]) -> tuple[dict[str, torch.Te
                 grad = parameter.grad
                 taken[name] = (grad.full_tensor() if hasattr(grad, "full_tensor") else grad).detach().clone()
 
-    handle = learner._optimizer.register_step_pre_hook(read)
+    handle = learner.models.optimizers[0].register_step_pre_hook(read)
     metrics = learner.update(groups)
     handle.remove()
     return taken, metrics

@@ -9,7 +9,9 @@ import pytest
 
 from agentrl import objectives
 from agentrl.errors import ConfigError
-from agentrl.learner.batch import Step, candidates, weigh
+from agentrl.learner.batch import Part, Weighted, parts_of
+from agentrl.learner.samples import candidates
+from agentrl.learner.signals import REFERENCE, signals_of
 from agentrl.records import Group, SamplingContract, Task, Version
 
 if TYPE_CHECKING:
@@ -27,11 +29,46 @@ def group(*scores: float | None, lengths: tuple[int, ...] | None = None, endings
     return Group(index=0, task=Task(id="t", environment="e", row={}), rollouts=tuple(rollouts), dispatched=Version())
 
 
-def step_of(groups: list[Group], objective: dict[str, object] | None = None, **options: object) -> Step:
+@dataclasses.dataclass
+class Step:
+    """A step that is one optimizer step, as the learner sees it."""
+
+    active: list[Weighted]
+    part: Part
+    counts: dict[str, float]
+
+    @property
+    def num_rollouts(self) -> int:
+        return self.part.num_rollouts
+
+    @property
+    def num_tokens(self) -> int:
+        return self.part.num_tokens
+
+
+def step_of(
+    groups: list[Group], objective: dict[str, object] | None = None, registered: objectives.Objective | None = None, **options: object
+) -> Step:
     chosen = objective or {"name": "grpo"}
     config = fakes.run_config(**options)
-    found = objectives.get(str(chosen["name"]))
-    return weigh(candidates(groups, config, found), None, config, found, objectives.validate(chosen))
+    row = registered or objectives.get(str(chosen["name"]))
+    own = objectives.validate(chosen)
+    found = candidates(groups, config, row.needs(own))
+    signals = signals_of(found, [{} for _ in found.samples], row, own, row.needs(own), seed=(0, 0))
+    (part,) = parts_of(
+        found.samples,
+        signals,
+        row.needs(own),
+        normalization=row.normalization(own),
+        max_tokens=config.sampling.max_tokens,
+        skips_zero=row.zero_advantage_is_zero_loss(own),
+        seed=(0, 0),
+    )
+    return Step(active=[one for unit in part.active for one in unit], part=part, counts=found.counts | signals.counts)
+
+
+def advantages(step: Step) -> list[float]:
+    return [float(item.credit.advantages[0]) for item in step.active]
 
 
 def total_weight(step: Step) -> float:
@@ -52,7 +89,7 @@ def test_sequence_mean_weighs_rollouts_alike_and_token_mean_tokens() -> None:
 def test_an_unscorable_member_is_outside_baseline_loss_and_denominator() -> None:
     step = step_of([group(0.0, None, 1.0)])
     alone = step_of([group(0.0, 1.0)])
-    assert [item.advantage for item in step.active] == [item.advantage for item in alone.active]
+    assert advantages(step) == advantages(alone)
     assert step.num_rollouts == 2
     assert step.num_tokens == 8
     assert step.counts["mask/unscorable"] == 1
@@ -73,15 +110,13 @@ def test_zero_advantages_are_not_computed_but_stay_in_the_denominators() -> None
     assert step.counts["learner/zero_advantage"] == 2
     assert total_weight(step) == pytest.approx(0.5)
     computed = dataclasses.replace(objectives.get("grpo"), zero_advantage_is_zero_loss=lambda config: False)
-    config = fakes.run_config()
-    groups = [group(1.0, 1.0), group(0.0, 1.0)]
-    assert len(weigh(candidates(groups, config, computed), None, config, computed, objectives.validate({"name": "grpo"})).active) == 4
+    assert len(step_of([group(1.0, 1.0), group(0.0, 1.0)], registered=computed).active) == 4
 
 
 def test_truncated_rollouts_can_be_masked_and_stay_in_the_baseline() -> None:
     groups = [group(0.0, 1.0, 5.0, endings=("complete", "complete", "truncated"))]
     plain, masked = step_of(groups), step_of(groups, learner={"mask_truncated": True})
-    assert [item.advantage for item in masked.active] == [item.advantage for item in plain.active[:2]]
+    assert advantages(masked) == advantages(plain)[:2]
     assert masked.counts["mask/truncated"] == 1
     assert masked.num_rollouts == 2
     assert total_weight(masked) == pytest.approx(1)
@@ -105,7 +140,7 @@ def test_a_rollout_that_sampled_nothing_counts_in_the_baseline_only() -> None:
     both = Group(index=0, task=spoke.task, rollouts=(spoke, silent), dispatched=Version())
     step = step_of([both])
     assert step.num_rollouts == 1
-    assert step.active[0].advantage < 0
+    assert advantages(step)[0] < 0
 
 
 def test_the_kl_of_a_rollout_reaches_the_signal() -> None:
@@ -119,9 +154,10 @@ def test_the_kl_of_a_rollout_reaches_the_signal() -> None:
     config = fakes.run_config()
     silent = fakes.rollout([], member=2, score=0.0)
     base = group(0.0, 1.0)
-    found = candidates([dataclasses.replace(base, rollouts=(*base.rollouts, silent))], config, objective)
-    reference = [sample.sampler_logprobs - 0.5 for sample in found.samples]
-    weigh(found, reference, config, objective, objectives.validate({"name": "grpo"}))
+    own = objectives.validate({"name": "grpo"})
+    found = candidates([dataclasses.replace(base, rollouts=(*base.rollouts, silent))], config, objective.needs(own))
+    scores = [{REFERENCE: sample.sampler_logprobs - 0.5} for sample in found.samples]
+    signals_of(found, scores, objective, own, objective.needs(own), seed=(0, 0))
     assert seen[0].reference_kl == pytest.approx([2.0, 2.0, 0.0])
 
 

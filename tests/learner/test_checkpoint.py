@@ -30,7 +30,7 @@ def learner_of(folder: str, options: dict[str, object] | None = None, **rest: ob
 
 
 def state(learner: Learner) -> list[torch.Tensor]:
-    optimizer = learner._optimizer.state_dict()
+    optimizer = learner.models.optimizers[0].state_dict()
     moments = [value for entry in optimizer["state"].values() for value in entry.values()]
     rates = [torch.tensor(group["lr"]) for group in optimizer["param_groups"]]
     return [parameter.detach().clone() for parameter in learner.policy.parameters()] + moments + rates

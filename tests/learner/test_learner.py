@@ -56,7 +56,8 @@ def one_row_at_a_time(folder: str, groups: list[Group], objective: dict[str, obj
             old.append(torch.from_numpy(row.sampler_logprobs[places]).double())
         parts.append((torch.cat(new), torch.cat(old)))
     reference = [new.detach() for new, _ in parts]  # the reference is the model that the learner starts from
-    if found.needs_reference(options):
+    referred = found.needs(options).reference
+    if referred:
         kls = [float((old - ref).sum()) for (_, old), ref in zip(parts, reference, strict=True)]
         ends = np.cumsum([len(group.rollouts) for group in groups])
         split = np.split(np.array(kls), ends[:-1])
@@ -72,11 +73,12 @@ def one_row_at_a_time(folder: str, groups: list[Group], objective: dict[str, obj
             rollout=torch.zeros(len(new), dtype=torch.int64),
             num_rollouts=1,
             rollout_advantages=torch.tensor([float(advantage)], dtype=torch.float64),
-            reference_logprobs=ref if found.needs_reference(options) else None,
+            reference_logprobs=ref if referred else None,
         )
         losses = found.loss(batch, options)
-        mean = losses.loss.mean() / len(rollouts)
-        scale = {"sequence_mean": mean, "token_mean": losses.loss.sum() / tokens, "constant": losses.loss.sum() / (len(rollouts) * 256)}
+        loss = sum(losses.terms.values(), losses.loss)
+        mean = loss.mean() / len(rollouts)
+        scale = {"sequence_mean": mean, "token_mean": loss.sum() / tokens, "constant": loss.sum() / (len(rollouts) * 256)}
         total = total + scale[found.normalization(options)]
     total.backward()
     return {f"model.{name}": parameter.grad for name, parameter in model.named_parameters()}

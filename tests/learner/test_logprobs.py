@@ -117,8 +117,19 @@ def test_extreme_logits_stay_finite() -> None:
     torch.testing.assert_close(entropy, torch.zeros(2), atol=2e-3, rtol=0)
 
 
-def test_entropy_has_no_gradient() -> None:
-    (hidden, weight), targets, _ = inputs(3, 7, torch.float32, bias=False)
-    _, entropy = token_logprobs(hidden, weight, None, targets, Head())
-    with pytest.raises(RuntimeError, match="does not require grad"):
-        entropy.sum().backward()
+@pytest.mark.parametrize("tile_mib", [64.0, 1e-4], ids=["one tile", "tiles"])
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("alone", [True, False], ids=["entropy", "both"])
+def test_the_entropy_has_the_gradient_of_its_definition(tile_mib: float, softcap: float | None, alone: bool) -> None:
+    leaves, targets, _ = inputs(3, 67, torch.float64, bias=True)
+    head = Head(temperature=0.7, scale=1.3, softcap=softcap, tile_mib=tile_mib)
+    logprobs, entropy = token_logprobs(*leaves, targets, head)
+    mixed = torch.arange(1.0, 4.0, dtype=torch.float64)
+    got = torch.autograd.grad((entropy * mixed).sum() + (0 if alone else logprobs.sum()), leaves)
+    hidden, weight, bias = leaves
+    logits = (hidden @ weight.t() + bias) * 1.3
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    plain = torch.log_softmax(logits / 0.7, -1)
+    wanted = (-(plain.exp() * plain).sum(-1) * mixed).sum() + (0 if alone else plain.gather(1, targets[:, None]).sum())
+    for one, other in zip(got, torch.autograd.grad(wanted, leaves), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)

@@ -4,7 +4,7 @@ import learner_fakes as fakes
 import pytest
 import torch
 
-from agentrl.learner.batch import Step
+from agentrl.learner.batch import Part
 from agentrl.learner.metrics import StepMetrics
 from agentrl.learner.ranks import start
 from agentrl.objectives import Losses, TokenBatch
@@ -28,10 +28,10 @@ def test_ratios_are_taken_before_any_clip_and_means_over_the_whole_step() -> Non
     for logprobs, rollout in (([-1.0 + log2, -1.0], [0, 0]), ([-1.0 - log2], [0])):
         batch = token_batch(logprobs, [-1.0] * len(logprobs), rollout)
         losses = Losses(per="token", loss=batch.logprobs, metrics={"hits": torch.ones(len(logprobs))})
-        metrics.add(batch, losses, losses.loss.sum() * 0.5, torch.full((len(logprobs),), 0.25))
+        metrics.add(batch, losses, {"loss": losses.loss.sum() * 0.5}, torch.full((len(logprobs),), 0.25))
     metrics.count(tokens=7.0)
-    step = Step(active=(), num_rollouts=2, num_tokens=4, counts={"mask/unscorable": 1.0})
-    figures = metrics.gather(start(fakes.run_config()), step)
+    part = Part(active=(), num_rollouts=2, num_tokens=4, num_pairs=0)
+    figures = metrics.gather(start(fakes.run_config()), part)
     assert figures["sampling/importance_sampling_ratio/min"] == pytest.approx(0.5)
     assert figures["sampling/importance_sampling_ratio/max"] == pytest.approx(2.0)
     assert figures["sampling/importance_sampling_ratio/mean"] == figures["policy/ratio_mean"] == pytest.approx(3.5 / 3)
@@ -42,13 +42,12 @@ def test_ratios_are_taken_before_any_clip_and_means_over_the_whole_step() -> Non
     assert figures["hits"] == pytest.approx(3 / 4)  # the fourth token was left out: it counts as 0
     assert figures["loss"] == pytest.approx(-1.5)
     assert figures["learner/tokens"] == 7.0
-    assert figures["mask/unscorable"] == 1.0
 
 
 def test_metrics_of_rollouts_are_means_over_rollouts() -> None:
     metrics = StepMetrics()
     batch = token_batch([-1.0, -1.0, -1.0], [-1.0] * 3, [0, 0, 1])
     losses = Losses(per="rollout", loss=torch.zeros(2), metrics={"length": torch.tensor([2.0, 1.0])})
-    metrics.add(batch, losses, losses.loss.sum(), torch.zeros(3))
-    step = Step(active=(), num_rollouts=2, num_tokens=3, counts={})
-    assert metrics.gather(start(fakes.run_config()), step)["length"] == pytest.approx(1.5)
+    metrics.add(batch, losses, {"loss": losses.loss.sum()}, torch.zeros(3))
+    part = Part(active=(), num_rollouts=2, num_tokens=3, num_pairs=0)
+    assert metrics.gather(start(fakes.run_config()), part)["length"] == pytest.approx(1.5)

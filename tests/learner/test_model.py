@@ -9,10 +9,10 @@ import torch
 import transformers
 
 from agentrl.errors import ConfigError
-from agentrl.learner.batch import Sample, candidates
 from agentrl.learner.model import Policy, load_policy
 from agentrl.learner.packing import pack
-from agentrl.objectives import get
+from agentrl.learner.samples import Sample, candidates
+from agentrl.objectives import Needs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ def load(folder: str, *, trained: bool = True, master: torch.dtype = torch.float
 
 
 def samples_of(seed: int) -> list[Sample]:
-    return list(candidates(fakes.make_groups(seed), fakes.run_config(), get("grpo")).samples)
+    return list(candidates(fakes.make_groups(seed), fakes.run_config(), Needs(group_size=2)).samples)
 
 
 def logprobs(policy: Policy, samples: list[Sample]) -> torch.Tensor:
@@ -109,7 +109,7 @@ def test_dropout_is_off_with_and_without_checkpointing(tmp_path: Path) -> None:
     folder = fakes.tiny_model(tmp_path, kind="opt", dropout=0.5, attention_dropout=0.5, word_embed_proj_dim=32, ffn_dim=48)
     expected = logprobs(load(folder), samples_of(0))
     checkpointed = load(folder, learner={"gradient_checkpointing": True})
-    packed, _ = checkpointed(pack(samples_of(0), CPU))
+    packed, *_ = checkpointed(pack(samples_of(0), CPU))
     torch.testing.assert_close(packed.detach(), expected, rtol=0, atol=1e-6)
 
 
@@ -158,7 +158,7 @@ def test_adapters_of_other_layers_are_refused(targets: list[str], model_folder: 
 def test_bfloat16_computes_in_half_and_keeps_float32_weights(model_folder: Callable[..., str]) -> None:
     folder = model_folder(kind="qwen3")
     policy = load(folder, learner={"dtype": "bfloat16"})
-    packed, entropy = policy(pack(samples_of(0), CPU))
+    packed, entropy, _ = policy(pack(samples_of(0), CPU))
     assert packed.dtype == entropy.dtype == torch.float32
     exact = logprobs(load(folder), samples_of(0))
     assert 1e-5 < (packed.detach() - exact).abs().max() < 0.3

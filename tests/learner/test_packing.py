@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentrl.learner.batch import Sample
 from agentrl.learner.packing import micro_batches, pack
+from agentrl.learner.samples import Sample
 
 CPU = torch.device("cpu")
 

@@ -42,7 +42,8 @@ def _reduced(losses, lengths, normalization, max_tokens):
     if losses.per == "rollout":
         return sum(losses.loss) / len(lengths)
     ends = list(accumulate(lengths))
-    rows = [losses.loss[end - length : end] for end, length in zip(ends, lengths, strict=True)]
+    whole = sum(losses.terms.values(), losses.loss)
+    rows = [whole[end - length : end] for end, length in zip(ends, lengths, strict=True)]
     if normalization == "sequence_mean":
         return sum(row.sum() / len(row) for row in rows) / len(rows)
     total = sum(row.sum() for row in rows)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from agentrl.errors import EnvironmentFailure
 from agentrl.objectives import GroupSignals, validate
 from agentrl.objectives.advantages import deviations, leave_one_out, sample_std
-from agentrl.objectives.grpo import group_advantages
+from agentrl.objectives.credit import compared_rewards
 from agentrl.objectives.rloo import leave_one_out_advantages
 
 REWARDS = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=9)
@@ -23,7 +23,7 @@ def signals(rewards, reference_kl=None):
 
 
 def grpo(*groups, **options):
-    return group_advantages([signals(group) for group in groups], validate({"name": "grpo", **options}))
+    return compared_rewards([signals(group) for group in groups], validate({"name": "grpo", **options}))
 
 
 def rloo(*groups, **options):

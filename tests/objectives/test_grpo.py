@@ -1,19 +1,25 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from agentrl.objectives import GroupSignals, TokenBatch, get, validate
-from agentrl.objectives.grpo import token_losses
+from agentrl.objectives import GroupSignals, Needs, TokenBatch, get, validate
 
 LN = math.log
 
 
 def grpo(**options):
     return validate({"name": "grpo", **options})
+
+
+def token_losses(batch, config):
+    """The whole loss of each token."""
+    found = get("grpo").loss(batch, config)
+    return dataclasses.replace(found, loss=sum(found.terms.values(), found.loss), metrics=found.metrics | found.token_metrics)
 
 
 def grad(loss, batch):
@@ -180,8 +186,7 @@ def test_empty_micro_batch(batch_of):
 
 def test_needs():
     objective = get("grpo")
-    assert objective.min_group_size == 2
-    assert not objective.needs_reference(grpo())
-    assert objective.needs_reference(grpo(beta=0.04))
+    assert objective.needs(grpo()) == Needs(group_size=2)
+    assert objective.needs(grpo(beta=0.04)) == Needs(group_size=2, reference=True)
     assert objective.normalization(grpo()) == "sequence_mean"
     assert objective.normalization(grpo(normalization="constant")) == "constant"

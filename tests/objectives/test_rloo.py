@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from agentrl.objectives import GroupSignals, get, validate
+from agentrl.objectives import GroupSignals, Needs, get, validate
 from agentrl.objectives.rloo import rollout_losses
 
 LN = math.log
@@ -107,6 +107,5 @@ def test_zero_advantage_means_zero_loss_where_it_says_so(batch_of):
 
 def test_needs():
     objective = get("rloo")
-    assert objective.min_group_size == 2
-    assert objective.needs_reference(validate({"name": "rloo"}))
-    assert not objective.needs_reference(rloo())
+    assert objective.needs(validate({"name": "rloo"})) == Needs(group_size=2, reference=True)
+    assert objective.needs(rloo()) == Needs(group_size=2)

@@ -73,7 +73,7 @@ def test_loss_gradient_and_metrics(entry, batch_of, reduced):
         torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64), rtol=1e-10, atol=1e-14)
     for name in ("clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean", "kl"):
         if name in entry["metrics"]:
-            assert losses.metrics[name].mean().item() == pytest.approx(entry["metrics"][name], rel=1e-6), name
+            assert (losses.metrics | losses.token_metrics)[name].mean().item() == pytest.approx(entry["metrics"][name], rel=1e-6), name
     assert entry["metrics"]["clip_ratio/region_mean"] > 0
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from agentrl.environment import Environment, SingleTurn
@@ -141,3 +142,86 @@ def dying() -> SingleTurn:
 class Strange(Environment):
     def pick(self, *values: int) -> str:
         return ""
+
+
+class Paid(Environment):
+    """Rewards single turns, with numbers or with something else."""
+
+    def start(self, task: Any) -> Any:
+        self.row = task.row
+        self.turn_reward = 50.0  # of no turn
+        return task.row["prompt"]
+
+    def earn(self, amount: float) -> None:
+        self.turn_reward += amount
+
+    async def earn_later(self, amount: float) -> None:
+        await asyncio.sleep(0)
+        self.turn_reward = amount
+
+    def earn_and_fail(self, amount: float) -> None:
+        self.turn_reward = amount
+        raise ValueError("but paid")
+
+    def earn_oddly(self, kind: str) -> None:
+        odd = {"nan": float("nan"), "inf": float("inf"), "text": "1", "none": None, "list": [1.0, 2.0]}
+        self.turn_reward = odd[kind]  # type: ignore[assignment]
+
+    def reply(self, answer: str) -> str | None:
+        self.turn_reward = float("nan") if answer == "nan" else len(answer)
+        return None if answer == "bye" else "go on"
+
+    def score(self, episode: Any) -> Any:
+        self.turn_reward = 1000.0  # too late: this is the end
+        return self.row.get("score", 2.0)
+
+
+class Judged(Environment):
+    """Prefers the longer answer, unless the first one says what to do instead."""
+
+    def start(self, task: Any) -> Any:
+        self.word, self.scored = task.row["prompt"], False
+        return self.word
+
+    def score(self, episode: Any) -> float | None:
+        self.scored = True
+        return None if episode.answer == "unscorable" else 0.0
+
+    def compare(self, first: Any, second: Any) -> Any:
+        assert not self.scored
+        assert first.prompt == second.prompt == self.word
+        assert all(episode.completion_ids and episode.ending == "complete" for episode in (first, second))
+        assert "unscorable" not in (first.answer, second.answer)
+        odd = {"nan": float("nan"), "two": 2.0, "minus": -0.1, "text": "0.5", "list": [0.5], "none": None, "true": True}
+        if first.answer == "raise":
+            raise ZeroDivisionError("by nothing")
+        if first.answer == "hang":
+            threading.Event().wait()
+        if first.answer in odd:
+            return odd[first.answer]
+        longer = len(first.answer) - len(second.answer)
+        return 0.5 if not longer else float(longer > 0)
+
+
+class JudgedLater(Judged):
+    async def compare(self, first: Any, second: Any) -> Any:
+        await asyncio.sleep(0)
+        return super().compare(first, second)
+
+
+async def shorter(prompts: list[Any], completions: list[list[Any]]) -> list[int]:
+    """A judge in TRL's signature."""
+    await asyncio.sleep(0)
+    assert len(prompts) == len(completions) == 1
+    first, second = (len(messages[-1]["content"]) for messages in completions[0])
+    return [-1 if first == second else int(first > second)]
+
+
+def judged_single() -> SingleTurn:
+    return SingleTurn(train=[{"prompt": "say"}], judge=shorter)
+
+
+@dataclass(frozen=True)
+class Frozen(Environment):
+    def look(self) -> str:
+        return "seen"

@@ -14,12 +14,15 @@ import pytest
 from rollout_fakes import ENV, has_ended, make_task, watch
 
 from agentrl import wire
+from agentrl.environment import Episode
 from agentrl.rollout.host import Host
 from agentrl.rollout.messages import (
     Answer,
     CallTool,
     Close,
     Closed,
+    Compare,
+    Compared,
     Failed,
     Grade,
     Graded,
@@ -217,6 +220,44 @@ def test_a_single_turn_is_made_once():
     with worker("single?rows=3") as ask:
         assert open_episode(ask).tools == []
         assert grade(ask, "four").score.value == 4.0
+
+
+def test_the_reward_of_a_turn_goes_out_once():
+    with worker("Paid") as ask:
+        open_episode(ask)
+        assert tool(ask, "earn", amount=0.5) == Observation(call=7, text="", done=False, reward=0.5)
+        assert tool(ask, "earn", amount=0) == Observation(call=7, text="", done=False)
+        assert tool(ask, "earn_and_fail", amount=1).reward == 1.0
+        assert ask(Answer(call=3, session=1, text="bye")) == Replied(call=3, text=None, done=False, reward=3.0)
+        failed = tool(ask, "earn_oddly", kind="nan")
+        assert isinstance(failed, Failed)
+        assert "Paid, tool earn_oddly: turn_reward is nan; allowed: a finite number" in failed.reason
+
+
+def test_an_environment_that_rewards_no_turn_may_be_frozen():
+    with worker("Frozen") as ask:
+        assert isinstance(open_episode(ask), Opened)
+        assert tool(ask, "look") == Observation(call=7, text="seen", done=False)
+
+
+def compare(ask, first, second="x"):
+    episodes = [
+        Episode(task=make_task(), prompt="hi", messages=[{"role": "assistant", "content": text}], completion_ids=[1], ending="complete")
+        for text in (first, second)
+    ]
+    return ask(Compare(call=9, session=1, first=episodes[0], second=episodes[1]))
+
+
+@pytest.mark.parametrize("name", ["Judged", "JudgedLater"])
+def test_two_episodes_are_compared_until_the_session_is_closed(name):
+    with worker(name) as ask:
+        assert open_episode(ask).tools == []
+        assert compare(ask, "longer") == Compared(call=9, value=1.0)
+        assert compare(ask, "none") == Compared(call=9, value=None)
+        failed = compare(ask, "nan")
+        assert isinstance(failed, Failed)
+        assert f"{name}, compare: compare returned nan; allowed: a number from 0" in failed.reason
+        assert ask(Close(session=1)) == Closed(session=1)
 
 
 def test_the_worker_imports_nothing_heavy():

@@ -1,0 +1,125 @@
+"""The named models of a learner: the policy, and where the objective asks for them a reference and a critic."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from agentrl.errors import ConfigError
+from agentrl.learner import ranks
+from agentrl.learner.critic import ValueModel, load_critic
+from agentrl.learner.model import load_policy
+from agentrl.learner.optim import adamw
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from accelerate import Accelerator  # type: ignore[import-untyped]
+
+    from agentrl.config import RunConfig
+    from agentrl.learner.model import Policy, Scores
+    from agentrl.learner.packing import Pack
+    from agentrl.objectives.base import Critic, Needs
+
+CRITIC_LR = 10.0
+"""A value model of its own learns at this multiple of the policy's rate where nothing is said: its head starts from nothing."""
+
+
+class Models:
+    """Which models there are, which of them are trained, and how the ranks share them."""
+
+    def __init__(self, config: RunConfig, needs: Needs, folder: str, accelerator: Accelerator, master: torch.dtype) -> None:
+        """Load them all; raises `ConfigError` for a model that cannot be trained here."""
+        self._config = config
+        self.needs = needs
+        device = accelerator.device
+        self.policy = load_policy(config, folder, device, master=master, trained=True, values=self._critic_is("head"))
+        self.reference = self._load_reference(folder, device, master) if needs.reference else None
+        self.critic = load_critic(config, folder, device, master=master) if self._critic_is("model") else None
+        self.policy_module: torch.nn.Module = self.policy
+        self.critic_module: torch.nn.Module | None = self.critic
+        if accelerator.num_processes > 1:
+            self._share(accelerator)
+        self.optimizers = [adamw(self.policy, config.learner)]
+        if self.critic is not None:
+            self.optimizers.append(adamw(self.critic, config.learner))
+
+    def _critic_is(self, kind: str) -> bool:
+        return self.needs.critic is not None and self.needs.critic.kind == kind
+
+    def _load_reference(self, folder: str, device: torch.device, master: torch.dtype) -> Policy | None:
+        """None where the policy without its adapter is the reference."""
+        if self._config.learner.lora is None:
+            return load_policy(self._config, folder, device, master=master, trained=False)
+        if self._config.learner.reference_sync is not None:
+            raise ConfigError(
+                "learner.reference_sync moves the reference towards the policy, and with learner.lora the reference is the model without "
+                "its adapter, which never moves: remove one of the two"
+            )
+        return None
+
+    def _share(self, accelerator: Accelerator) -> None:
+        if self._config.learner.sharding == "ddp":
+            self.policy_module = ranks.replicate(self.policy, accelerator)
+            self.critic_module = None if self.critic is None else ranks.replicate(self.critic, accelerator)
+            return
+        for model in (self.policy, self.reference, self.critic):
+            if model is not None:
+                ranks.shard(model, accelerator, dtype=model.dtype)
+
+    @property
+    def modules(self) -> list[torch.nn.Module]:
+        """What is trained, as the ranks share it."""
+        return [self.policy_module] + ([] if self.critic_module is None else [self.critic_module])
+
+    @property
+    def trained(self) -> list[torch.nn.Parameter]:
+        """Every parameter that an optimizer steps."""
+        return [parameter for optimizer in self.optimizers for group in optimizer.param_groups for parameter in group["params"]]
+
+    def forward(self, packed: Pack) -> Scores:
+        """The policy's scores, with the values of whichever critic there is."""
+        scores: Scores = self.policy_module(packed)
+        return scores if self.critic_module is None else scores._replace(values=self.critic_module(packed))
+
+    def reference_logprobs(self, packed: Pack) -> torch.Tensor:
+        """[trained] nats under the reference, or under the policy without its adapter."""
+        if self.reference is not None:
+            logprobs: torch.Tensor = self.reference(packed).logprobs
+            return logprobs
+        with self.policy.without_adapter():
+            return self.policy(packed).logprobs  # type: ignore[no-any-return]
+
+    def rates(self, rate: float) -> list[float]:
+        """The optimizers' learning rates where the policy's is `rate`; a critic of its own follows the same schedule."""
+        critic = self.needs.critic
+        if self.critic is None or critic is None:
+            return [rate]
+        peak = self._config.learner.lr
+        factor = critic.lr / peak if critic.lr and peak else CRITIC_LR
+        return [rate, rate * factor]
+
+    def warm_up(self, critic: Critic, step: int) -> None:
+        """Take the policy's gradients away while only the critic is to be trained."""
+        if step < critic.warmup_steps:
+            for name, parameter in self.policy.named_parameters():
+                if not name.startswith("value_head."):
+                    parameter.grad = None
+
+    @torch.no_grad()
+    def sync_reference(self, step: int) -> None:
+        """Move the reference towards the policy, where and when the run file says; `step` counts from 1."""
+        sync = self._config.learner.reference_sync
+        if sync is not None and self.reference is not None and step % sync.every == 0:
+            own = dict(self.policy.named_parameters())
+            for name, parameter in self.reference.named_parameters():
+                parameter.lerp_(own[name].to(parameter.dtype), sync.rate)
+
+    def saved(self) -> Iterator[tuple[str, Policy | ValueModel, torch.optim.Optimizer | None]]:
+        """What a checkpoint holds: (folder within it, model, its optimizer)."""
+        yield "", self.policy, self.optimizers[0]
+        if self.critic is not None:
+            yield "critic", self.critic, self.optimizers[1]
+        if self.reference is not None and self._config.learner.reference_sync is not None:
+            yield "reference", self.reference, None

@@ -1,0 +1,203 @@
+"""From the groups of a step to samples: the scorable rollouts as rows of tokens, the same on every rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from agentrl.errors import ConfigError
+from agentrl.records import rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agentrl.config import RunConfig
+    from agentrl.objectives.base import Needs
+    from agentrl.records import Group, Rollout
+
+
+def _no_ints() -> np.ndarray:
+    return np.zeros(0, dtype=np.int32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One rollout as the learner computes it: next-token prediction over its rows."""
+
+    group: int
+    """Place of its group in the step; rollouts of one group may share the start of their rows."""
+    rows: tuple[np.ndarray, ...]
+    """[length] int32 each: the inputs, up to the token before the last trained one."""
+    sources: tuple[np.ndarray, ...]
+    """[trained in the row] int64 each: the place in its row of the token before a trained one."""
+    targets: np.ndarray
+    """[trained] int64: the trained tokens, row after row."""
+    sampler_logprobs: np.ndarray
+    """[trained] float32 nats."""
+    masked: bool
+    """Not trained by the user's wish, but part of its group's baseline."""
+    turn: np.ndarray = field(default_factory=_no_ints)
+    """[trained] int32: the turn that sampled each token."""
+    version_steps: np.ndarray = field(default_factory=_no_ints)
+    """[trained] int32: step of the weights that sampled each token."""
+
+    @property
+    def num_trained(self) -> int:
+        """Tokens that a loss could train."""
+        return len(self.targets)
+
+    @property
+    def num_tokens(self) -> int:
+        """Inputs, before shared starts are merged."""
+        return sum(map(len, self.rows))
+
+
+FILLER = Sample(
+    group=0,
+    rows=(np.zeros(1, dtype=np.int32),),
+    sources=(np.zeros(1, dtype=np.int64),),
+    targets=np.zeros(1, dtype=np.int64),
+    sampler_logprobs=np.zeros(1, dtype=np.float32),
+    masked=False,
+)
+"""The least that a forward pass takes, for a rank that has nothing left while others go on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A scorable rollout of a group, as its signal sees it beside its sample."""
+
+    place: int
+    """Of its sample; -1 where it sampled nothing."""
+    member: int
+    """Index within its group."""
+    rival: bool
+    truncated: bool
+    parts: dict[str, float]
+    """Named parts of its score."""
+    turn_rewards: np.ndarray
+    """[turns] float64."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidates:
+    """The scorable rollouts of a step, before advantages."""
+
+    rewards: tuple[np.ndarray, ...]
+    """[members] float64 a group."""
+    members: tuple[tuple[Member, ...], ...]
+    preferences: tuple[dict[tuple[int, int], float], ...]
+    """What the judge said of each group, by places of two members."""
+    sizes: tuple[int, ...]
+    """Members of each group as it was played."""
+    samples: tuple[Sample, ...]
+    counts: dict[str, float]
+
+
+def candidates(groups: Sequence[Group], config: RunConfig, needs: Needs) -> Candidates:
+    """Take the scorable rollouts of groups that are large enough to have a signal.
+
+    Raises `ConfigError` where the sampler drew from another distribution than the learner scores.
+    """
+    rewards: list[np.ndarray] = []
+    members: list[tuple[Member, ...]] = []
+    preferences: list[dict[tuple[int, int], float]] = []
+    sizes: list[int] = []
+    samples: list[Sample] = []
+    counts = {"mask/unscorable": 0.0, "mask/small_group": 0.0, "mask/truncated": 0.0, "mask/not_finite": 0.0}
+    for group in groups:
+        scorable = [(rollout, score) for rollout, score in zip(group.rollouts, group.scores, strict=True) if score is not None]
+        counts["mask/unscorable"] += len(group.rollouts) - len(scorable)
+        finite = [(rollout, score) for rollout, score in scorable if _is_finite(rollout)]
+        counts["mask/not_finite"] += len(scorable) - len(finite)
+        if len(finite) < needs.group_size:
+            counts["mask/small_group"] += len(finite)
+            continue
+        found = []
+        for rollout, _ in finite:
+            _check_contracts(rollout, config.sampling.temperature, rival=needs.rival)
+            masked = config.learner.mask_truncated and rollout.ending == "truncated"
+            counts["mask/truncated"] += masked
+            sample = _sample(rollout, len(rewards), masked=masked)
+            found.append(_member(rollout, len(samples) if sample else -1, needs, len(group.rollouts)))
+            samples += [sample] if sample else []
+        rewards.append(np.array([score for _, score in finite], dtype=np.float64))
+        members.append(tuple(found))
+        sizes.append(len(group.rollouts))
+        preferences.append(_verdicts(group, found))
+    return Candidates(
+        rewards=tuple(rewards),
+        members=tuple(members),
+        preferences=tuple(preferences),
+        sizes=tuple(sizes),
+        samples=tuple(samples),
+        counts=counts,
+    )
+
+
+def _is_finite(rollout: Rollout) -> bool:
+    """Whether every sampled token has a log-prob that a ratio can be taken of: -inf is a token that could not have been drawn."""
+    return all(np.isfinite(turn.span.logprobs[turn.span.sampled]).all() for turn in rollout.turns)
+
+
+def _member(rollout: Rollout, place: int, needs: Needs, size: int) -> Member:
+    return Member(
+        place=place,
+        member=rollout.member,
+        rival=needs.rival is not None and rollout.member >= size // 2,
+        truncated=rollout.ending == "truncated",
+        parts=dict(rollout.score.parts),
+        turn_rewards=np.array([turn.reward for turn in rollout.turns], dtype=np.float64),
+    )
+
+
+def _verdicts(group: Group, members: Sequence[Member]) -> dict[tuple[int, int], float]:
+    places = {member.member: place for place, member in enumerate(members)}
+    half = len(group.rollouts) // 2
+    return {
+        (places[first], places[first + half]): chance
+        for first, chance in enumerate(group.preferences)
+        if chance is not None and first in places and first + half in places
+    }
+
+
+def _check_contracts(rollout: Rollout, temperature: float, *, rival: float | None) -> None:
+    for turn in rollout.turns:
+        contract = turn.contract
+        if contract.truncated or contract.temperature != temperature or contract.reference_share not in (0.0, rival):
+            raise ConfigError(
+                f"task {rollout.task.id} was sampled at temperature={contract.temperature}, top_p={contract.top_p}, "
+                f"top_k={contract.top_k}, min_p={contract.min_p}, reference_share={contract.reference_share}, but the learner scores the "
+                f"whole distribution at temperature={temperature}; sample as the run file says"
+            )
+
+
+def _sample(rollout: Rollout, group: int, *, masked: bool) -> Sample | None:
+    """None where nothing was sampled."""
+    rows, sources, targets, logprobs, turns, versions = [], [], [], [], [], []
+    for row in rows_of(rollout):
+        trained = np.flatnonzero(row.trained)
+        if not len(trained):
+            continue
+        if trained[0] == 0:
+            raise ValueError(f"rollout {rollout.member} of task {rollout.task.id} samples its first token; a row must begin with a prompt")
+        rows.append(row.ids[: trained[-1]])
+        sources.append(trained - 1)
+        targets.append(row.ids[trained].astype(np.int64))
+        logprobs.append(row.sampler_logprobs[trained])
+        turns.append(row.turn[trained])
+        versions.append(row.version_steps[trained])
+    if not rows:
+        return None
+    return Sample(
+        group=group,
+        rows=tuple(rows),
+        sources=tuple(sources),
+        targets=np.concatenate(targets),
+        sampler_logprobs=np.concatenate(logprobs),
+        masked=masked,
+        turn=np.concatenate(turns),
+        version_steps=np.concatenate(versions),
+    )

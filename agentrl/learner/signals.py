@@ -1,0 +1,169 @@
+"""What an objective makes of a step's rewards, before the first backward pass: advantages, returns, pairs, chosen tokens.
+
+Everything here covers the whole step and is the same on every rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from agentrl.objectives.base import Credit, GroupSignals, MemberSignals, StepColumns
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from agentrl.learner.samples import Candidates, Member
+    from agentrl.objectives.base import Needs, Objective, ObjectiveConfig
+
+REFERENCE, START, ENTROPY, VALUES, RETURNS = "reference", "start", "entropy", "values", "returns"
+"""Names of a sample's columns, [trained] each."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credited:
+    """A sample's part of the signal."""
+
+    place: int
+    """Of the sample in the step."""
+    advantages: np.ndarray
+    """[trained] float64."""
+    columns: Mapping[str, np.ndarray]
+    """[trained] each: what was scored before the step, `returns`, and what `select` chose."""
+    rival: bool = False
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether its advantage is exactly 0 everywhere."""
+        return not self.advantages.any()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signals:
+    """The samples that the step's loss counts."""
+
+    credited: tuple[Credited, ...]
+    """In the order of the step."""
+    units: tuple[tuple[int, ...], ...]
+    """Places in `credited` that must be in one micro-batch: (chosen, rejected) pairs, or single ones."""
+    counts: dict[str, float] = field(default_factory=dict)
+
+
+def signals_of(
+    found: Candidates,
+    scores: Sequence[Mapping[str, np.ndarray]],
+    objective: Objective,
+    options: ObjectiveConfig,
+    needs: Needs,
+    *,
+    seed: tuple[int, ...],
+) -> Signals:
+    """Advantages over the whole step, then the tokens that `select` chooses.
+
+    Args:
+        found: the scorable rollouts.
+        scores: for each sample, [trained] columns that were scored before the step: `reference`, `start`, `entropy`, `values`.
+        objective: says the advantages and the selection.
+        options: the objective's own, as they are in force.
+        needs: what the objective asks for.
+        seed: of this step, for a selection that draws.
+    """
+    groups = [_group_signals(found, index, scores) for index in range(len(found.rewards))]
+    credited: list[Credited] = []
+    pairs: list[tuple[int, int]] = []
+    for members, given in zip(found.members, objective.advantages(groups, options), strict=True):
+        credit = given if isinstance(given, Credit) else Credit(advantages=given)
+        at: dict[int, int] = {}
+        for index, member in enumerate(members):
+            if member.place < 0 or found.samples[member.place].masked or (credit.trained is not None and not credit.trained[index]):
+                continue
+            at[index] = len(credited)
+            credited.append(_credited(found, member, credit, index, scores))
+        pairs += [(at[chosen], at[rejected]) for chosen, rejected in credit.pairs if chosen in at and rejected in at]
+    if needs.start and credited:
+        credited = _selected(credited, found, objective, options, seed)
+    units: list[tuple[int, ...]] = [*pairs] if needs.pairs else [(index,) for index in range(len(credited))]
+    counts = {
+        "learner/zero_advantage": float(sum(one.is_zero for one in credited)) if not needs.pairs else 0.0,
+        "learner/reward_mean": float(np.mean(np.concatenate(found.rewards))) if found.rewards else 0.0,
+    }
+    if needs.pairs:
+        counts["learner/pairs"] = float(len(pairs))
+    return Signals(credited=tuple(credited), units=tuple(units), counts=counts)
+
+
+def _group_signals(found: Candidates, index: int, scores: Sequence[Mapping[str, np.ndarray]]) -> GroupSignals:
+    members = [_member_signals(found, member, scores) for member in found.members[index]]
+    kl = None
+    if all(member.reference_logprobs is not None for member in members):
+        kl = np.array([np.sum(one.sampler_logprobs - one.reference_logprobs, dtype=np.float64) for one in members])
+    names = sorted({name for member in found.members[index] for name in member.parts})
+    return GroupSignals(
+        rewards=found.rewards[index],
+        reference_kl=kl,
+        parts={name: np.array([member.parts.get(name, np.nan) for member in found.members[index]]) for name in names},
+        members=tuple(members),
+        preferences=found.preferences[index],
+        size=found.sizes[index],
+    )
+
+
+def _member_signals(found: Candidates, member: Member, scores: Sequence[Mapping[str, np.ndarray]]) -> MemberSignals:
+    empty = np.zeros(0, dtype=np.float32)
+    sample = found.samples[member.place] if member.place >= 0 else None
+    columns = scores[member.place] if sample is not None else {}
+    known = set(scores[0]) if scores else set()
+
+    def column(name: str) -> np.ndarray | None:
+        return (columns.get(name, empty)) if name in known else None
+
+    return MemberSignals(
+        member=member.member,
+        rival=member.rival,
+        truncated=member.truncated,
+        turn_rewards=member.turn_rewards,
+        turn=sample.turn if sample is not None else np.zeros(0, dtype=np.int32),
+        sampler_logprobs=sample.sampler_logprobs if sample is not None else empty,
+        start_logprobs=column(START),
+        start_entropy=column(ENTROPY),
+        reference_logprobs=column(REFERENCE),
+        values=column(VALUES),
+    )
+
+
+def _credited(found: Candidates, member: Member, credit: Credit, index: int, scores: Sequence[Mapping[str, np.ndarray]]) -> Credited:
+    sample = found.samples[member.place]
+    given = credit.advantages[index]
+    advantages = np.full(sample.num_trained, float(given)) if np.ndim(given) == 0 else np.asarray(given, dtype=np.float64)
+    columns = dict(scores[member.place])
+    if credit.returns is not None:
+        columns[RETURNS] = credit.returns[index]
+    return Credited(place=member.place, advantages=advantages, columns=columns, rival=member.rival)
+
+
+def _selected(
+    credited: Sequence[Credited], found: Candidates, objective: Objective, options: ObjectiveConfig, seed: tuple[int, ...]
+) -> list[Credited]:
+    lengths = [len(one.advantages) for one in credited]
+    columns = StepColumns(
+        advantages=np.concatenate([one.advantages for one in credited]),
+        sampler_logprobs=np.concatenate([found.samples[one.place].sampler_logprobs for one in credited]).astype(np.float64),
+        start_logprobs=np.concatenate([one.columns[START] for one in credited]).astype(np.float64),
+        start_entropy=np.concatenate([one.columns[ENTROPY] for one in credited]).astype(np.float64),
+        rollout=np.repeat(np.arange(len(credited)), lengths),
+        seed=seed,
+    )
+    chosen = objective.select(columns, options)
+    ends = np.cumsum(lengths)[:-1]
+    parts = {name: np.split(values, ends) for name, values in chosen.items()}
+    return [
+        Credited(
+            place=one.place,
+            advantages=one.advantages,
+            columns={**one.columns, **{name: values[index] for name, values in parts.items()}},
+            rival=one.rival,
+        )
+        for index, one in enumerate(credited)
+    ]
