@@ -30,7 +30,7 @@ define need_python
 		"found: $$(python3 --version 2>&1). Name another with: make setup PYTHON=/path/to/python" >&2; exit 1; }
 endef
 
-.PHONY: help setup setup-vllm train test test-vllm check format clean
+.PHONY: help setup setup-vllm train test test-vllm objectives-report check format clean
 
 help:
 	@echo "make setup       make $(VENV) and install agentrl into it, with everything for development"
@@ -38,6 +38,7 @@ help:
 	@echo "make train       setup, then train the small model of examples/quickstart.yaml"
 	@echo "make test        setup, then all tests"
 	@echo "make test-vllm   setup and setup-vllm, then the tests that need a real vLLM server"
+	@echo "make objectives-report  setup, then a table of every objective against independent oracles"
 	@echo "make check       setup, then lint, format and types"
 	@echo "make format      setup, then rewrite the code in the project's format"
 	@echo "make clean       remove $(VENV), $(VENV_VLLM) and caches (runs/ stays)"
@@ -56,6 +57,9 @@ test: $(STAMP)
 
 test-vllm: $(STAMP) $(STAMP_VLLM)
 	$(PY) -m pytest -m vllm
+
+objectives-report: $(STAMP)
+	$(PY) tests/objectives/report.py
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -32,6 +32,7 @@ def train(
     *,
     env: EnvironmentLike | None = None,
     rewards: RewardLike | Sequence[RewardLike] | None = None,
+    judge: RewardLike | None = None,
     dataset: str | Path | Iterable[Mapping[str, Any]] | None = None,
     resume: str | Path | None = None,
     progress: Progress | None = None,
@@ -42,6 +43,8 @@ def train(
         config: a `RunConfig`, a mapping with a run file's keys, or the path of a run file.
         env: a spec, an environment class, or a function that returns an environment.
         rewards: reward functions `f(prompts, completions, completion_ids, **columns)`, or their specs, for `dataset`.
+        judge: a function `f(prompts, completions)` that compares two completions a prompt, or its spec, for `dataset` and objectives that
+            learn from preferences; beside `rewards`, or without.
         dataset: rows with a `prompt` and the columns that the rewards read, or the path of a JSON-lines file.
         resume: a run folder to go on with.
         progress: where to show the run; by default the terminal, or plain lines where there is none.
@@ -51,14 +54,21 @@ def train(
     from agentrl.progress import default_progress
 
     registry.refuse_while_importing("agentrl.train")
+    resolved = _resolve(config, specs(env=env, rewards=rewards, judge=judge), dataset, Path(resume) if resume else None)
+    with progress or default_progress(resolved.steps) as shown:
+        return run_train(resolved, resume=Path(resume) if resume else None, progress=shown)
+
+
+def specs(*, env: Any = None, rewards: Any = None, judge: Any = None) -> dict[str, Any]:
+    """The keys of a run file that these objects set. Raises `ConfigError` for those that other processes cannot import."""
     changes: dict[str, Any] = {}
     if env is not None:
         changes["env"] = env if isinstance(env, str) else import_path(env)
     if rewards is not None:
         changes["rewards"] = _reward_specs(rewards)
-    resolved = _resolve(config, changes, dataset, Path(resume) if resume else None)
-    with progress or default_progress(resolved.steps) as shown:
-        return run_train(resolved, resume=Path(resume) if resume else None, progress=shown)
+    if judge is not None:
+        changes["judge"] = judge if isinstance(judge, str) else import_path(judge)
+    return changes
 
 
 def _reward_specs(rewards: Any) -> list[str]:

@@ -143,8 +143,8 @@ class Buffer:
         refused = self._refused(group)
         self._endings.update(rollout.ending for rollout in group.rollouts)
         self._recent.append(refused != "unscorable")
-        self._filtered_in_a_row = self._filtered_in_a_row + 1 if refused == "filtered" else 0
         if refused is None:
+            self._filtered_in_a_row = 0
             self._admission.finish(group.index)
             self._groups[group.index] = group
             return
@@ -152,6 +152,7 @@ class Buffer:
         self._log.dispose(group.index, _all_members(refused, len(group.rollouts)))
         if refused == "filtered":
             self._filtered += 1
+            self._filtered_in_a_row += 1
             self._stop_if_nothing_differs(group)
             return
         self._unscorable += 1
@@ -161,7 +162,7 @@ class Buffer:
     def _stop_if_nothing_differs(self, group: Group) -> None:
         if self._filtered_in_a_row >= self._limits.max_filtered_groups:
             raise RunCannotLearn(
-                f"in each of the last {self._filtered_in_a_row} groups all rewards were equal (in the last one "
+                f"in each of the last {self._filtered_in_a_row} groups that could be scored all rewards were equal (in the last one "
                 f"{next(score for score in group.scores if score is not None):g}), and dynamic sampling trains only groups in which they "
                 "differ: take tasks that are neither solved nor hopeless, a larger group_size, or raise limits.max_filtered_groups"
             )
@@ -287,19 +288,22 @@ class Buffer:
     def why_nothing_came(self) -> str:
         """What kept every group from being trained, for an error."""
         with self._changed:
-            return self._unscorable_so_far() or "the data ended before a group could be trained"
+            return self._refused_so_far() or "the data ended before a group could be trained"
 
-    def _unscorable_so_far(self) -> str:
-        if not self._reasons:
-            return ""
-        reason, count = self._reasons.most_common(1)[0]
-        return f"{self._unscorable} groups could not be scored; the commonest reason, {count} times: {reason}"
+    def _refused_so_far(self) -> str:
+        said = []
+        if self._reasons:
+            reason, count = self._reasons.most_common(1)[0]
+            said.append(f"{self._unscorable} groups could not be scored; the commonest reason, {count} times: {reason}")
+        if self._filtered:
+            said.append(f"in {self._filtered} groups all rewards were equal, and dynamic sampling leaves those out")
+        return "; ".join(said)
 
     def _describe(self) -> str:
         in_flight = len(self._admission.places) - len(self._groups)
         return (
             f"{len(self._groups)} groups are finished and {in_flight} in flight at version {self._admission.version}, "
-            f"a step needs {self._admission.groups_per_step}" + "".join(f"; {text}" for text in [self._unscorable_so_far()] if text)
+            f"a step needs {self._admission.groups_per_step}" + "".join(f"; {text}" for text in [self._refused_so_far()] if text)
         )
 
 

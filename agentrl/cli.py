@@ -41,6 +41,11 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of the run file; can be repeated.", show_default=False),
 ]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option("--import", metavar="FILE", help="A file or module that registers objectives; can be repeated.", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _option(declared: str, metavar: str, text: str) -> Any:
@@ -61,6 +66,7 @@ def make_app(train: Callable[..., RunResult], evaluate: Callable[..., EvalResult
     app.command("eval", short_help="Score a model on an environment.")(_eval_command(evaluate))
     app.command("serve", short_help="Start a vLLM server to generate with.")(_serve_command(serve or _serve))
     app.add_typer(_environments(), name="env")
+    app.add_typer(_objectives(), name="objectives")
     app.command("version")(version)
     return app
 
@@ -200,6 +206,52 @@ def _environments() -> typer.Typer:
             typer.echo(describe(spec, num_tasks=SHOWN_TASKS))
 
     return app
+
+
+def _objectives() -> typer.Typer:
+    app = typer.Typer(help="Look at objectives.", no_args_is_help=True, rich_markup_mode=None)
+
+    @app.command("list")
+    def names(imports: Imports = None, as_json: AsJson = False) -> None:
+        """List the objectives: what each compares, what a run must provide for it."""
+        from agentrl import objective_report, objective_tables
+
+        with _exit_status():
+            _import(imports)
+            _print(objective_report.facts_of_all(), as_json, objective_tables.listed)
+
+    @app.command("show")
+    def show(
+        name: Annotated[str, typer.Argument(metavar="NAME", help="An objective, or one of the topics corrections and kl.")],
+        imports: Imports = None,
+        as_json: AsJson = False,
+    ) -> None:
+        """Show an objective's formula, source, options and what it needs."""
+        from agentrl import objective_report, objective_tables
+
+        with _exit_status():
+            _import(imports)
+            _print(objective_report.facts_of(name), as_json, objective_tables.shown)
+
+    return app
+
+
+def _import(names: list[str] | None) -> None:
+    from agentrl import registry
+
+    for name in names or ():
+        registry.import_module(name)
+
+
+def _print(facts: Any, as_json: bool, lay_out: Callable[[Any, int], Iterator[Any]]) -> None:
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2, default=str))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    for part in lay_out(facts, console.width):
+        console.print(part)
 
 
 def version() -> None:

@@ -236,6 +236,38 @@ class LimitsConfig(Config):
     """Longest wait of the learner for a batch."""
 
 
+class ReplayConfig(Config):
+    """Groups of earlier steps, trained again in the place of those whose rewards are all equal."""
+
+    size: Positive = 64
+    """Most groups that are kept: those whose rewards differ most."""
+    max_age: Positive | None = None
+    """Optimizer steps after which a group is forgotten; null keeps it until others push it out."""
+
+
+class WarmStartConfig(Config):
+    """Optimizer steps on the rollouts of an earlier run, before the first step of this one."""
+
+    run: str
+    """Folder of the earlier run; its `rollouts/` are read, in the order in which they were logged, and begun again at their end."""
+    mode: Literal["supervised", "off_policy"] = "supervised"
+    """`supervised`: the likelihood of the best rollouts; `off_policy`: the run's own objective, against the policy that sampled them."""
+    steps: Positive = 50
+    """Optimizer steps, of `groups_per_step` groups each; the run's own `steps` come after them."""
+    min_reward: float | None = None
+    """Supervised: least score of a rollout that is imitated; null takes the best of each group in which scores differ."""
+    lr: Annotated[float, Field(ge=0)] | None = None
+    """Learning rate of these steps, without a schedule; null takes `learner.lr`."""
+
+    @model_validator(mode="after")
+    def _reward_is_for_imitation(self) -> WarmStartConfig:
+        if self.mode == "off_policy" and self.min_reward is not None:
+            raise ValueError(
+                "min_reward chooses rollouts to imitate, and mode off_policy trains all of them: remove it, or set mode=supervised"
+            )
+        return self
+
+
 class RunConfig(Config):
     """A whole run file."""
 
@@ -280,6 +312,10 @@ class RunConfig(Config):
     rollout: RolloutConfig = RolloutConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     limits: LimitsConfig = LimitsConfig()
+    replay: ReplayConfig | None = None
+    """Train groups of earlier steps in the place of those without a signal; null trains the step's own groups only."""
+    warm_start: WarmStartConfig | None = None
+    """Begin with optimizer steps on the rollouts of an earlier run; null begins with the model as it is."""
     output: str | None = None
     """The run folder; by default `runs/<env>-<model>-<date>-<time>`."""
 

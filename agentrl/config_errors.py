@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import types
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
+
+from agentrl.foreign_names import FOREIGN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,69 +20,6 @@ if TYPE_CHECKING:
 
 Key = tuple[str | int, ...]
 """Where a value stands: `("learner", "betas", 1)`."""
-
-FOREIGN = {
-    "adam_beta1": "learner.betas",
-    "adam_beta2": "learner.betas",
-    "adam_epsilon": "learner.eps",
-    "algo": "objective",
-    "algorithm": "objective",
-    "async_level": "max_staleness",
-    "batch_size": "groups_per_step (tasks of a step) and group_size (rollouts of a task)",
-    "bf16": "learner.dtype and engine.dtype",
-    "dataset_name": "dataset",
-    "env_id": "env",
-    "environment": "env",
-    "epsilon": "objective.clip_low",
-    "epsilon_high": "objective.clip_high",
-    "fp16": "learner.dtype and engine.dtype (float16 is not offered)",
-    "generation_batch_size": "groups_per_step (tasks of a step) and group_size (rollouts of a task)",
-    "gradient_accumulation_steps": "learner.tokens_per_micro_batch",
-    "learning_rate": "learner.lr",
-    "lora_alpha": "learner.lora.alpha",
-    "lora_r": "learner.lora.rank",
-    "lora_rank": "learner.lora.rank",
-    "loss": "objective",
-    "loss_type": "objective",
-    "lr_scheduler_type": "learner.schedule",
-    "max_async_level": "max_staleness",
-    "max_completion_length": "sampling.max_tokens",
-    "max_length": "engine.context_length",
-    "max_model_len": "engine.context_length",
-    "max_new_tokens": "sampling.max_tokens",
-    "max_off_policy_steps": "max_staleness",
-    "max_prompt_length": "engine.context_length",
-    "max_seq_len": "engine.context_length",
-    "max_steps": "steps",
-    "micro_batch_size": "learner.tokens_per_micro_batch",
-    "model_name": "model",
-    "model_name_or_path": "model",
-    "n_samples_per_prompt": "group_size",
-    "num_epochs": "epochs",
-    "num_generations": "group_size",
-    "num_processes": "learner.ranks",
-    "num_steps": "steps",
-    "num_train_epochs": "epochs",
-    "num_workers": "rollout.processes",
-    "optim": "learner (AdamW is the only optimizer)",
-    "output_dir": "output",
-    "per_device_train_batch_size": "groups_per_step, group_size and learner.tokens_per_micro_batch",
-    "peft_config": "learner.lora",
-    "resume_from_checkpoint": "the flag --resume RUNDIR",
-    "reward_funcs": "rewards",
-    "reward_functions": "rewards",
-    "rollouts_per_example": "group_size",
-    "save_steps": "checkpoint.every",
-    "save_total_limit": "checkpoint.keep",
-    "train_batch_size": "groups_per_step (tasks of a step) and group_size (rollouts of a task)",
-    "train_dataset": "dataset",
-    "trainer": "objective",
-    "use_peft": "learner.lora",
-    "use_vllm": "engine.kind",
-    "vllm": "engine.kind",
-    "warmup_ratio": "learner.warmup_steps",
-}
-"""Names that other frameworks give to ours."""
 
 
 def dotted(key: Key) -> str:
@@ -93,6 +33,16 @@ def section_of(field: FieldInfo) -> type[BaseModel] | None:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
     return None
+
+
+def sections_in(field: FieldInfo | None) -> dict[str, type[BaseModel]]:
+    """The model classes of a field that is a list of sections, by what their `name` says; empty for any other field."""
+    kinds: dict[str, type[BaseModel]] = {}
+    if field is not None and get_origin(field.annotation) is list:
+        for kind in get_args(_bare(get_args(field.annotation)[0])):
+            if isinstance(kind, type) and issubclass(kind, BaseModel) and "name" in kind.model_fields:
+                kinds[str(kind.model_fields["name"].default)] = kind
+    return kinds
 
 
 def field_at(model: type[BaseModel], key: Key) -> FieldInfo | None:
@@ -156,32 +106,62 @@ def sentences(error: ValidationError, model: type[BaseModel], *, known: list[str
         known: dotted keys that could have been meant by an unknown one.
         prefix: where the model stands in the run file.
     """
-    found: dict[Key, list[ErrorDetails]] = {}
+    found: dict[Key, tuple[type[BaseModel], Key, list[ErrorDetails]]] = {}
     for detail in error.errors(include_url=False):
-        found.setdefault(_known_part(model, detail), []).append(detail)
+        kind, section, inside = _innermost(model, detail["loc"])
+        inside = _known_part(kind, inside, detail) or _begun_with(kind, detail)
+        found.setdefault((*section, *inside), (kind, inside, []))[2].append(detail)
     result: dict[Key, str] = {}
-    for key, details in found.items():
+    for key, (kind, inside, details) in found.items():
         whole = (*prefix, *key)
         if details[0]["type"] == "extra_forbidden":
-            result[whole] = f"unknown key `{dotted(whole)}`{suggest(whole, known)}"
+            beside = [dotted((*whole[:-1], name)) for name in kind.model_fields] if kind is not model else []
+            result[whole] = f"unknown key `{dotted(whole)}`{suggest(whole, [*beside, *known])}"
         else:
-            result[whole] = _sentence(model, key, dotted(whole), details)
+            result[whole] = _sentence(kind, inside, dotted(whole), details)
     return result
 
 
-def _known_part(model: type[BaseModel], detail: ErrorDetails) -> Key:
+def _innermost(model: type[BaseModel], location: Key) -> tuple[type[BaseModel], Key, Key]:
+    """The section of a list of sections that an error lies in: its class, its key, and the place within it; else the model's own."""
+    for length in range(1, len(location) - 1):
+        kinds = sections_in(field_at(model, location[:length]))
+        kind = kinds.get(str(location[length + 1]))  # pydantic writes which kind it took the section for
+        if kind is not None and isinstance(location[length], int):
+            return kind, location[: length + 1], location[length + 2 :]
+    return model, (), location
+
+
+def _known_part(model: type[BaseModel], location: Key, detail: ErrorDetails) -> Key:
     """The location without the names of union members and validators that pydantic appends."""
-    location = detail["loc"]
     if detail["type"] == "extra_forbidden" or (detail["type"] == "missing" and not isinstance(location[-1], int)):
         return location
+    if detail["type"] == "union_tag_invalid":
+        return (*location, "name")
     if detail["type"] == "missing":  # of a list with a length of its own
         location = location[:-1]
     for length in range(len(location), 0, -1):
         head = location[:length]
-        names = [part for part in head if isinstance(part, str)]
-        if field_at(model, tuple(names)) is not None and head[: len(names)] == tuple(names):
-            return head
+        names = tuple(part for part in head if isinstance(part, str))
+        field = field_at(model, names)
+        if field is not None and head[: len(names)] == names:
+            return location[: length + 1] if _is_mapping(field) else head
     return location
+
+
+def _begun_with(model: type[BaseModel], detail: ErrorDetails) -> Key:
+    """The key that the first word of what a section as a whole says is: that is where it can be mended."""
+    first = re.match(r"\w*", str(detail.get("ctx", {}).get("error", "")))
+    return (first[0],) if first and first[0] in model.model_fields else ()
+
+
+def _is_mapping(field: FieldInfo) -> bool:
+    return any(get_origin(_bare(kind)) is dict for kind in (field.annotation, *get_args(field.annotation)))
+
+
+def _bare(annotation: Any) -> Any:
+    """A type without what `Annotated` adds to it."""
+    return get_args(annotation)[0] if hasattr(annotation, "__metadata__") else annotation
 
 
 def _sentence(model: type[BaseModel], key: Key, name: str, details: list[ErrorDetails]) -> str:
@@ -193,15 +173,24 @@ def _sentence(model: type[BaseModel], key: Key, name: str, details: list[ErrorDe
         said = f": {field.description}" if field is not None and field.description else ""
         return f"`{name}` is missing{said}"
     if first["type"] == "value_error":
-        return f"`{name}`: {first['ctx']['error']}" if name else str(first["ctx"]["error"])
+        said = str(first["ctx"]["error"]).removeprefix(f"{key[-1]}: " if key else "")
+        return f"`{name}`: {said}" if name else said
+    kinds = sections_in(field)
+    if first["type"] == "union_tag_not_found":
+        return f"`{name}` has no `name`; it must be one of {', '.join(kinds)}"
+    if first["type"] == "union_tag_invalid":
+        named, kinds = first["input"]["name"], sections_in(field_at(model, key[:-2]))
+        return f"`{name}` got {shown(named)}; it must be one of {', '.join(kinds)}{_meant(named, kinds)}"
     allowed = [_allowed(detail, field) for detail in details]
     if field is not None and type(None) in get_args(field.annotation) and len(key) == len([part for part in key if isinstance(part, str)]):
         allowed.append("null")
-    return f"`{name}` got {shown(first['input'])}; it must be {' or '.join(dict.fromkeys(allowed))}{_hint(first)}"
+    said = f"`{name}` got {shown(first['input'])}; it must be {' or '.join(dict.fromkeys(allowed))}{_hint(first, kinds)}"
+    return f"{said}: {' '.join(field.description.split())}" if field is not None and _is_fixed(field) and field.description else said
 
 
 def _allowed(detail: ErrorDetails, field: FieldInfo | None) -> str:
     context: Mapping[str, Any] = detail.get("ctx", {})
+    kinds = sections_in(field)
     match detail["type"]:
         case "int_type" | "int_from_float" | "int_parsing":
             return "a whole number"
@@ -211,11 +200,15 @@ def _allowed(detail: ErrorDetails, field: FieldInfo | None) -> str:
             return "text"
         case "bool_type" | "bool_parsing":
             return "true or false"
+        case "none_required":
+            return "null"
         case "list_type":
-            return "a list such as [a, b]"
+            return f"a list such as [{{name: {next(iter(kinds))}}}]" if kinds else "a list such as [a, b]"
         case "tuple_type" if field is not None:
             return f"a list such as {list(field.default)}"
         case "dict_type" | "model_type" | "model_attributes_type":
+            if kinds:
+                return f"a section with a `name`, one of {', '.join(kinds)}"
             section = section_of(field) if field is not None else None
             return (
                 f"a section with keys such as {', '.join(list(section.model_fields)[:4])}" if section else "a section with keys of its own"
@@ -230,10 +223,22 @@ def _allowed(detail: ErrorDetails, field: FieldInfo | None) -> str:
             return f"at most {context['le']:g}"
         case "less_than":
             return f"less than {context['lt']:g}"
+        case "too_short" if "min_length" in context and context["min_length"] == 1:
+            return "something that is not empty"
         case "too_long" if field is not None:
             return f"a list of {len(field.default)}, such as {list(field.default)}"
         case _:
             return detail["msg"][:1].lower() + detail["msg"][1:]
+
+
+def _is_fixed(field: FieldInfo) -> bool:
+    """Whether it takes one value alone: its docstring then says why."""
+    return field.annotation is types.NoneType or (get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1)
+
+
+def _meant(name: object, kinds: Mapping[str, object]) -> str:
+    near = get_close_matches(str(name), kinds, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _choices(field: FieldInfo) -> str:
@@ -242,9 +247,15 @@ def _choices(field: FieldInfo) -> str:
     return f"one of {', '.join(values)}" if len(values) > 1 else values[0]
 
 
-def _hint(detail: ErrorDetails) -> str:
+def _hint(detail: ErrorDetails, kinds: Mapping[str, object]) -> str:
     value = detail["input"]
     match detail["type"], value:
+        case (("dict_type" | "model_type" | "model_attributes_type"), str()) if value in kinds:
+            return f" (write {{name: {value}}})"
+        case ("list_type", str()) if value in kinds:
+            return f" (write [{{name: {value}}}])"
+        case ("list_type", dict()) if value.get("name") in kinds:
+            return " (put it in brackets, or a dash before it)"
         case (("int_type" | "float_type"), str()):
             try:
                 float(value)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from agentrl.engines.vllm_setup import transport_of
 from agentrl.session import resolve_model
+from agentrl.warm_start import warm_steps
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,11 +43,16 @@ def follow(config: RunConfig, objective: objectives.Objective, options: objectiv
     if checkpoint is not None:
         learner.load(checkpoint)
         saved = learner.step
+    nowhere = Path()
+    warmed = config.warm_start is not None and checkpoint is None
+    if warmed:
+        _exhaust(warm_steps(learner, config, None))
+        learner.save(nowhere)
+        saved = learner.step
     if sends_adapter(config):
         _exhaust(learner.adapter_weights())
-    if checkpoint is not None or config.engine.kind == "vllm":
+    if checkpoint is not None or warmed or config.engine.kind == "vllm":
         _exhaust(sent_weights(config, learner))
-    nowhere = Path()
     while learner.step < config.steps and (groups := ranks.broadcast_groups(learner.accelerator, None)):
         learner.update(groups)
         _exhaust(sent_weights(config, learner))
@@ -58,6 +64,6 @@ def follow(config: RunConfig, objective: objectives.Objective, options: objectiv
     learner.export(nowhere, None)
 
 
-def _exhaust(weights: Iterator[tuple[str, torch.Tensor]]) -> None:
-    for _ in weights:
+def _exhaust(parts: Iterator[object]) -> None:
+    for _ in parts:
         pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,8 +21,10 @@ def group_metrics(groups: Sequence[Group], *, step: int) -> dict[str, float]:
         groups: the step's groups.
         step: optimizer steps done before this one.
 
-    Unscorable rollouts are outside every reward statistic; staleness counts optimizer steps from a rollout's oldest sampled token.
+    Unscorable rollouts are outside every reward statistic; staleness counts optimizer steps from a rollout's oldest sampled token. Where a
+    rival sampled a part of each group, all figures are of the policy's own rollouts, and `rival/reward_mean` is the rival's.
     """
+    played, groups = groups, [replace(group, rollouts=tuple(one for one in group.rollouts if not is_rival(one))) for group in groups]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     lengths = np.array([rollout.num_sampled for rollout in rollouts], dtype=np.float64)
     staleness = np.array([step - rollout.oldest_step(step) for rollout in rollouts], dtype=np.float64)
@@ -37,10 +40,19 @@ def group_metrics(groups: Sequence[Group], *, step: int) -> dict[str, float]:
         "rollout/turns": float(np.mean([len(rollout.turns) for rollout in rollouts])),
         "rollout/sampled_tokens": float(lengths.sum()),
     }
+    rivals = [rollout.score.value for group in played for rollout in group.rollouts if is_rival(rollout)]
+    known = [value for value in rivals if value is not None]
+    if known:
+        metrics["rival/reward_mean"] = float(np.mean(known))
     for ending in ("timeout", "environment_error", "cancelled"):
         metrics[f"rollout/{ending}"] = float(endings[ending])
     metrics |= _counter_means(rollouts)
     return metrics
+
+
+def is_rival(rollout: Rollout) -> bool:
+    """Whether the reference had a share in sampling it."""
+    return any(turn.contract.reference_share > 0 for turn in rollout.turns)
 
 
 def _reward_metrics(groups: Sequence[Group]) -> dict[str, float]:

@@ -22,7 +22,7 @@ def mistakes_of_needs(config: RunConfig, needs: Needs, name: str) -> Iterator[tu
         needs: of the objective under its options.
         name: of the objective.
     """
-    least = needs.group_size
+    least = max(needs.group_size, 2 if needs.signal else 1)
     if config.group_size < least:
         yield ("group_size",), f"objective {name!r} compares rollouts of one task: set group_size >= {least}, got {config.group_size}"
     elif (needs.rival is not None or needs.judge) and config.group_size % 2:
@@ -37,13 +37,19 @@ def mistakes_of_needs(config: RunConfig, needs: Needs, name: str) -> Iterator[tu
     if needs.minibatches > rollouts:
         yield (
             ("objective", "minibatches"),
-            f"minibatches={needs.minibatches} cuts a step of {rollouts} rollouts into more parts than it has",
+            f"`objective.minibatches` got {needs.minibatches}; a step has {rollouts} rollouts (group_size x groups_per_step); set fewer",
         )
     if config.learner.reference_sync is not None and not needs.reference:
         yield (
             ("learner", "reference_sync"),
             f"`learner.reference_sync` moves the reference, and objective {name!r} has none with these options: set objective.beta, or "
             "remove it",
+        )
+    if config.learner.reference_sync is not None and config.learner.lora is not None:
+        yield (
+            ("learner", "reference_sync"),
+            "`learner.reference_sync` moves the reference, and with learner.lora that is the model without its adapter, which never moves: "
+            "remove one of the two",
         )
     if needs.judge and config.dataset is not None and config.judge is None:
         yield ("objective", "preferences"), "`objective.preferences` is judge, and `dataset` has none: set `judge: file.py:function`"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from agentrl.admission import Admission
 from agentrl.buffer import Buffer
 from agentrl.errors import CheckpointError
+from agentrl.replay import Replay
 from agentrl.rollout_log import Disposed, RolloutLog, cut_dispositions, has_dispositions, next_lineage, read_groups
 from agentrl.run_folder import RunState
 
@@ -58,3 +59,24 @@ def open_buffer(
     if resuming:
         buffer.restore(state, disposed, read_groups(folder.rollouts, skip=disposed.keys()))
     return lineage, buffer
+
+
+def open_replay(config: RunConfig, folder: RunFolder, restored: Path | None) -> Replay | None:
+    """The groups that may be trained again, as the checkpoint had them; None where the run file asks for none.
+
+    The groups themselves are read from the rollout log. Raises `CheckpointError` that names those which it does not hold.
+    """
+    if config.replay is None:
+        return None
+    replay = Replay(config.replay, seed=config.seed)
+    if restored is not None:
+        entries = folder.read_state(restored).replay
+        groups = {group.index: group for group in read_groups(folder.rollouts, only={entry.index for entry in entries})}
+        missing = [str(entry.index) for entry in entries if entry.index not in groups]
+        if missing:
+            raise CheckpointError(
+                f"checkpoint {restored} replays group {', '.join(missing)}, which {folder.rollouts} does not hold: put its groups-*.jsonl "
+                "back, or go on without with --set replay=null"
+            )
+        replay.restore(entries, groups)
+    return replay

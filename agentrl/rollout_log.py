@@ -106,13 +106,19 @@ def cut_dispositions(folder: Path, step: int) -> dict[int, Disposed]:
     return kept
 
 
-def read_groups(folder: Path, *, skip: Collection[int] = ()) -> Iterator[Group]:
-    """Finished groups of all lineages in the order of their files; `skip` are indices that need not be decoded."""
+def read_groups(folder: Path, *, skip: Collection[int] = (), only: Collection[int] | None = None) -> Iterator[Group]:
+    """Finished groups of all lineages in the order of their files.
+
+    Args:
+        folder: `rollouts/` of a run.
+        skip: indices that need not be decoded.
+        only: indices that are wanted; None for all.
+    """
     seen = set(skip)
     for path in sorted(folder.glob("groups-*.jsonl")):
         for line, place in _whole_lines(path):
             head = _decoded(line, _GroupHead, place)
-            if head.index not in seen:
+            if head.index not in seen and (only is None or head.index in only):
                 seen.add(head.index)
                 yield _decoded(line, Group, place)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from agentrl import objectives, runfile
 from agentrl.engines.vllm_setup import PROBED_TEXT, Adapter
-from agentrl.errors import AgentRLError, CheckpointError, LearnerDiverged, PublishError, RunCannotLearn
+from agentrl.errors import AgentRLError, CheckpointError, ConfigError, LearnerDiverged, PublishError, RunCannotLearn
 from agentrl.follow import follow, sends_adapter, sent_weights
 from agentrl.interrupt import Abandoned, Interrupt
 from agentrl.lost_rank import told_in_one_line
@@ -26,11 +26,13 @@ from agentrl.metrics import group_metrics, why_idle
 from agentrl.needs import check_needs
 from agentrl.processes import launched_rank
 from agentrl.records import SamplingContract, Version
-from agentrl.restore import load_checkpoint, open_buffer
+from agentrl.replay import check_replay
+from agentrl.restore import load_checkpoint, open_buffer, open_replay
 from agentrl.rollout.tokenizer import load_tokenizer
 from agentrl.run_folder import RunFolder, RunState, new_folder, read_metrics
 from agentrl.session import Session, cpu_share, spare_cores
 from agentrl.tasks import TaskSource
+from agentrl.warm_start import check_warm_start, read_warm_start, warm_up
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,7 +40,10 @@ if TYPE_CHECKING:
     from agentrl.buffer import Buffer
     from agentrl.config import RunConfig
     from agentrl.learner import Learner
+    from agentrl.objectives import Needs
     from agentrl.progress import Progress
+    from agentrl.replay import Replay
+    from agentrl.rollout.rows import RemoteRows
 
 
 IDLE_STEPS = 10
@@ -74,15 +79,18 @@ class Run:
     """Step of the newest checkpoint of this lineage, or of the one it started from."""
     idle: int = 0
     """Steps in a row, up to the last one, that changed no weight."""
+    replay: Replay | None = None
+    """Groups of earlier steps, where those without a signal are replaced."""
 
-    def connect(self, *, restored: bool) -> None:
-        """Wait for the engine, give it the restored weights, and let groups flow between buffer and rollout processes."""
+    def connect(self, *, restored: bool, warmed: bool = False) -> None:
+        """Wait for the engine, give it the restored or warmed weights, and let groups flow between buffer and rollout processes."""
         self.session.on_failure = self.buffer.fail
         self.session.say = self.progress.message
         if sends_adapter(self.config):
             self.session.adapter = Adapter(config=self.learner.adapter_config(), weights=list(self.learner.adapter_weights()))
-        self.saved = self.learner.step if restored else None
-        if restored or self.session.joins_servers:
+        if restored:
+            self.saved = self.learner.step
+        if restored or warmed or self.session.joins_servers:
             self.publish(first=True)
         config, dtype = self.config, self.session.dtype
         contract = SamplingContract(temperature=config.sampling.temperature, dtype=dtype, engine=config.engine.kind)
@@ -107,13 +115,15 @@ class Run:
             self.progress.waiting("rollouts")
             with self.interrupt.waiting():
                 groups = self.buffer.take()
-            groups = list(ranks.broadcast_groups(self.learner.accelerator, groups))
+            filled, replayed = self.replay.fill(groups, self.learner.step) if self.replay is not None else (groups, {})
+            trained = ranks.broadcast_groups(self.learner.accelerator, filled)
             if not groups:
                 self.progress.message(f"the data ended after {self.learner.step} of {self.config.steps} steps")
                 break
             taken = time.perf_counter()
             self.progress.waiting("learner")
-            metrics = group_metrics(groups, step=self.learner.step) | self.learner.update(groups, spare_free=self.buffer.is_ahead)
+            metrics = group_metrics(groups, step=self.learner.step) | replayed
+            metrics |= self.learner.update(trained, spare_free=self.buffer.is_ahead)
             updated = time.perf_counter()
             self.progress.waiting("publishing")
             try:
@@ -123,6 +133,8 @@ class Run:
                 raise
             finally:  # the step is done, whatever becomes of its weights: a checkpoint may follow
                 self.buffer.trained(groups)
+                if self.replay is not None:
+                    self.replay.take_in(groups, self.learner.step)
                 self.record(metrics, {"wait": taken - started, "update": updated - taken, "publish": time.perf_counter() - updated})
             if self.learner.step % self.config.checkpoint.every == 0:
                 self.checkpoint()
@@ -188,7 +200,8 @@ class Run:
         self.progress.waiting("checkpoint")
         trained, next_index = self.buffer.cursor()
         self.buffer.sync()
-        state = RunState(step=self.learner.step, lineage=self.lineage, places_trained=trained, next_index=next_index)
+        entries = self.replay.entries if self.replay is not None else ()
+        state = RunState(step=self.learner.step, lineage=self.lineage, places_trained=trained, next_index=next_index, replay=entries)
         with self.folder.writing_checkpoint(state) as draft:
             self.learner.save(draft)
         self.saved = self.learner.step
@@ -209,7 +222,9 @@ def train(config: RunConfig, *, resume: Path | None = None, progress: Progress) 
     """
     objective = objectives.get(config.objective["name"])
     objective_config = objectives.validate(config.objective)
-    check_needs(config, objective.needs(objective_config), objective.name)
+    needs = objective.needs(objective_config)
+    for check in (check_needs, check_replay, check_warm_start):
+        check(config, needs, objective.name)
     if launched_rank() > 0:
         with told_in_one_line():
             follow(config, objective, objective_config, RunFolder(resume).latest_checkpoint() if resume else None)
@@ -245,8 +260,12 @@ def _train(
     with interrupt.waiting():  # there is nothing to save yet
         session = stack.enter_context(Session(config, folder.logs))
         needs = objective.needs(objective_config)
+        restored = folder.latest_checkpoint() if resuming else None
+        earlier = read_warm_start(config, needs) if config.warm_start is not None and restored is None else None
         session.start_engine(config.model, reference=needs.rival is not None)  # loads while the learner does
-        tasks = TaskSource(session.environment, session.rows("train"), config.seed)
+        rows = session.rows("train")
+        check_judge(rows, needs, objective.name, session.environment)
+        tasks = TaskSource(session.environment, rows, config.seed)
         from transformers import logging  # torch takes seconds to import: a wrong run file has been refused by now
 
         from agentrl.learner import Learner
@@ -255,18 +274,30 @@ def _train(
         threads, spare = cpu_share(config, "learner"), spare_cores(config)
         learner = Learner(config, objective, objective_config, session.model_dir, threads=threads, spare_threads=spare)
         tokenizer = load_tokenizer(session.model_dir)
-        restored = folder.latest_checkpoint() if resuming else None
         if restored is not None:
             load_checkpoint(learner, folder, restored)
         lineage, buffer = open_buffer(config, folder, tasks, restored, needs, resuming=resuming)
         stack.callback(buffer.close)
         run = Run(config, folder, lineage, learner, tokenizer, session, buffer, progress, interrupt, last={})
-        run.connect(restored=restored is not None)
+        run.replay = open_replay(config, folder, restored)
+        if earlier is not None:
+            warm_up(learner, config, folder, earlier, progress)
+            run.checkpoint()  # of step 0: a resume does not warm up again
+        run.connect(restored=restored is not None, warmed=earlier is not None)
         folder.keep_config(runfile.dump(config))
         if learner.step >= config.steps:
             progress.message(f"the run has done its {learner.step} steps already; for more: --set steps=N")
     interrupted = _learn_and_save(run)
     return RunResult(folder=folder.path, steps=learner.step, interrupted=interrupted, last=run.last)
+
+
+def check_judge(rows: RemoteRows, needs: Needs, name: str, environment: str) -> None:
+    """Raise `ConfigError` where the objective learns from comparisons and the environment makes none."""
+    if needs.judge and not rows.compares:
+        raise ConfigError(
+            f"objective {name!r} asks which of two episodes is better, and environment {environment!r} defines no compare(first, second): "
+            "define it, or set objective.preferences=reward"
+        )
 
 
 def _learn_and_save(run: Run) -> bool:

@@ -2,6 +2,7 @@
 
 - config.yaml: all values resolved
 - metrics.jsonl: one object a step
+- warm_start.jsonl: one object a step of a warm start
 - rollouts/: every episode (agentrl.rollout_log)
 - checkpoints/step-N/: learner state and run.json, complete or absent
 - model/: the final model
@@ -33,6 +34,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayEntry:
+    """A group that may be trained again; the group itself is in the rollout log."""
+
+    index: int
+    """The group's place in dispatch order."""
+    step: int
+    """The optimizer step (from 1) that trained it first."""
+    priority: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
     """`run.json` of a checkpoint: where the run stood, beside what the learner keeps."""
 
@@ -40,6 +52,7 @@ class RunState:
     lineage: int
     places_trained: int
     next_index: int
+    replay: tuple[ReplayEntry, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
 
@@ -49,6 +62,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.metrics_file = path / "metrics.jsonl"
+        self.warm_start_file = path / "warm_start.jsonl"
         self.rollouts = path / "rollouts"
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
@@ -109,13 +123,18 @@ class RunFolder:
 
     def log_metrics(self, metrics: dict[str, float]) -> None:
         """Append one step."""
+        self._append(self.metrics_file, metrics)
+
+    def log_warm_step(self, metrics: dict[str, float]) -> None:
+        """Append one step of a warm start; the first one forgets those of a warm start that did not come to its end."""
+        self._append(self.warm_start_file, metrics, anew=metrics["step"] == 1)
+
+    def _append(self, path: Path, metrics: dict[str, float], *, anew: bool = False) -> None:
         try:
-            with self.metrics_file.open("ab") as file:
+            with path.open("wb" if anew else "ab") as file:
                 file.write(json.dumps(metrics).encode() + b"\n")
         except OSError as error:
-            raise CheckpointError(
-                f"cannot write {self.metrics_file}: {error}; free some space, then `agentrl train --resume {self.path}`"
-            ) from error
+            raise CheckpointError(f"cannot write {path}: {error}; free some space, then `agentrl train --resume {self.path}`") from error
 
     def cut_metrics(self, step: int) -> None:
         """Forget the steps past `step`, and a line torn by a crash."""

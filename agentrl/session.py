@@ -55,6 +55,7 @@ class Session:
         """Told what happens to vLLM servers, a line each."""
         self._vllm: VllmServers | None = None
         self._vllm_connected = False
+        self._samples_reference = False
         self._list: ServerList | None = None
         self._fleet: Fleet | None = None
         self._rows: list[RemoteRows] = []
@@ -83,8 +84,9 @@ class Session:
         Args:
             model: folder or Hub name.
             version: of its weights.
-            reference: whether an embedded engine also holds the run's own `model`, as it was before training, to sample from.
+            reference: whether it is also to sample from the run's own `model`, as it was before training.
         """
+        self._samples_reference = reference
         if self.config.engine.kind == "vllm":
             self._start_vllm(resolve_model(model))
             return
@@ -112,7 +114,7 @@ class Session:
         from agentrl.engines.vllm_list import FILE, ServerList
         from agentrl.engines.vllm_setup import expectations, make_publisher
 
-        expected = expectations(self.config, self.model_dir, owner=str(self._logs.resolve().parent))
+        expected = expectations(self.config, self.model_dir, owner=str(self._logs.resolve().parent), reference=self._samples_reference)
         servers.on_failure = lambda error: self.on_failure(error)
         servers.connect(make_publisher(self.config, servers, self.adapter), expected)
         self._list = ServerList(self._logs.parent / FILE, servers, say=lambda line: self.say(line))

@@ -6,6 +6,11 @@ def odd(**_):
     return [1.0]
 
 
+def longer(prompts, completions):
+    """A judge."""
+    return [int(len(second) > len(first)) for first, second in completions]
+
+
 class Reward:
     """A callable object."""
 

@@ -7,12 +7,13 @@ import sys
 import types
 
 import pytest
-from api_names import Reward, odd
+from api_names import Reward, longer, odd
 
 import agentrl
-from agentrl.api import import_path
+from agentrl.api import import_path, specs
 from agentrl.errors import ConfigError
-from agentrl.run_folder import RunFolder
+from agentrl.rollout_log import read_groups
+from agentrl.run_folder import RunFolder, read_metrics
 
 CONFIG = {"model": "quickstart", "steps": 2}
 
@@ -65,12 +66,25 @@ def test_functions_and_classes_of_modules_have_a_spec():
         ({"rewards": odd}, "nothing to train on"),
         ({"env": "e", "dataset": [{"prompt": "x"}], "rewards": odd}, "both set"),
         ({"env": 5}, "5 is an object of type int"),
+        ({"dataset": [{"prompt": "x"}], "judge": 5}, "5 is an object of type int"),
+        ({"dataset": [{"prompt": "x"}], "judge": lambda **_: [0]}, "<lambda> cannot be imported"),
+        ({"dataset": [{"prompt": "x"}], "judge": longer}, "objective 'grpo' asks for no comparison; set objective.preferences=judge"),
     ],
 )
 def test_wrong_arguments_are_told_before_anything_is_written(tmp_path, options, said):
     with pytest.raises(ConfigError, match=said):
         agentrl.train({**CONFIG, "output": str(tmp_path / "run")}, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_objects_become_the_keys_of_a_run_file():
+    assert specs(env=Reward, rewards=odd, judge=longer) == {
+        "env": "api_names:Reward",
+        "rewards": ["api_names:odd"],
+        "judge": "api_names:longer",
+    }
+    assert specs(rewards=[odd, "r.py:f"], judge="j.py:f") == {"rewards": ["api_names:odd", "r.py:f"], "judge": "j.py:f"}
+    assert specs() == {}
 
 
 @pytest.mark.parametrize("config", [None, 5, [("model", "quickstart")]])
@@ -102,3 +116,23 @@ def test_an_interactive_interpreter_is_told_apart():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert "reward lives in an interactive interpreter" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_learns_from_a_judge_alone(tmp_path):
+    """The judge is a function of the script, which every process imports again."""
+    (tmp_path / "script.py").write_text(
+        "import agentrl\n"
+        "def longer(prompts, completions):\n"
+        "    return [int(len(second) > len(first)) for first, second in completions]\n"
+        "if __name__ == '__main__':\n"
+        "    config = {'model': 'quickstart', 'steps': 1, 'group_size': 2, 'groups_per_step': 4, 'output': 'run',\n"
+        "              'sampling': {'max_tokens': 4}, 'objective': {'name': 'online_dpo', 'preferences': 'judge'}}\n"
+        "    agentrl.train(config, dataset=[{'prompt': f'{n}+1='} for n in range(20)], judge=longer)\n"
+    )
+    done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    groups = list(read_groups(tmp_path / "run" / "rollouts"))
+    assert len(groups) >= 4
+    assert all(set(group.preferences) <= {0.0, 1.0} and len(group.preferences) == 1 for group in groups)
+    assert read_metrics(tmp_path / "run")[0]["learner/pairs"] == 4.0

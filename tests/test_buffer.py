@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import tempfile
 import threading
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from fakes import make_group
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from agentrl.admission import Admission
-from agentrl.buffer import Buffer, member_dispositions
+from agentrl.buffer import Buffer, has_signal, member_dispositions
 from agentrl.config import LimitsConfig
 from agentrl.errors import RunCannotLearn, SamplerUnavailable
 from agentrl.objectives import Needs
@@ -17,14 +22,18 @@ from agentrl.tasks import TaskSource
 ROWS = [{"prompt": str(number)} for number in range(50)]
 
 
-def make_buffer(folder, *, groups_per_step=2, eta=0, lineage=0, limits=None, **admission):
+SIGNAL = Needs(group_size=2, signal=True)
+"""Of an objective with dynamic sampling."""
+
+
+def make_buffer(folder, *, groups_per_step=2, eta=0, lineage=0, limits=None, needs=None, **admission):
     return Buffer(
         Admission(groups_per_step=groups_per_step, max_staleness=eta, **admission),
         TaskSource("fake", ROWS, seed=0),
         RolloutLog(folder, lineage),
         limits or LimitsConfig(wait_s=5),
         lineage=lineage,
-        needs=Needs(group_size=2),
+        needs=needs or Needs(group_size=2),
     )
 
 
@@ -169,3 +178,134 @@ def test_a_resume_replays_what_was_finished_and_trains_a_prefix(tmp_path):
     resumed.drop_rest()
     records = read_dispositions(tmp_path)
     assert sorted(record.index for record in records) == list(range(14)), "exactly one disposition a dispatched group"
+
+
+def play_scores(buffer, scores, *, most=1000):
+    """Play every group that may be dispatched, each with the next scores; returns what was played."""
+    played = []
+    while len(played) < most and (dispatch := buffer.dispatch()) is not None:
+        group = make_group(dispatch.index, list(next(scores)), step=dispatch.version.step, task=dispatch.task)
+        played.append(group)
+        buffer.finished(group)
+    return played
+
+
+SCORES = st.lists(st.sampled_from([(1.0, 0.0), (0.5, 0.5), (None, 1.0), (0.0, 2.0, 0.0), (1.0, None, 1.0), (3.0, None, 1.0)]), max_size=12)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(first=SCORES, groups_per_step=st.integers(1, 3), eta=st.integers(0, 2), order=st.sampled_from(["dispatch", "finished"]))
+def test_dynamic_sampling_trains_full_steps_of_groups_that_differ(tmp_path, first, groups_per_step, eta, order):
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    limits = LimitsConfig(wait_s=5, max_unscorable_share=1)
+    buffer = make_buffer(folder, groups_per_step=groups_per_step, eta=eta, limits=limits, needs=SIGNAL, order=order)
+    scores, played, trained = iter([*first, *[(1.0, 0.0)] * 100]), [], []
+    for step in range(3):
+        played += play_scores(buffer, scores)
+        groups = buffer.take()
+        assert len(groups) == groups_per_step
+        for group in groups:
+            assert len({score for score in group.scores if score is not None}) > 1
+            assert step - group.dispatched.step <= eta
+        trained += [group.index for group in groups]
+        buffer.trained(groups)
+    equal = {group.index for group in played if sum(score is not None for score in group.scores) > 1 and not has_signal(group)}
+    counts = buffer.counts()
+    assert counts.filtered_groups == len(equal)
+    assert counts.unscorable_groups == sum(sum(score is not None for score in group.scores) < 2 for group in played)
+    buffer.drop_rest()
+    records = read_dispositions(folder)
+    assert sorted(record.index for record in records) == list(range(len(played)))
+    assert {record.index for record in records if set(record.members) == {"filtered"}} == equal
+    assert sorted(record.index for record in records if record.step is not None) == sorted(trained)
+
+
+def test_a_filtered_group_gives_its_place_back(tmp_path):
+    buffer = make_buffer(tmp_path, needs=SIGNAL)
+    opened = []
+    buffer.on_open = lambda: opened.append(True)
+    first, second = buffer.dispatch(), buffer.dispatch()
+    assert buffer.dispatch() is None
+    buffer.finished(make_group(first.index, [0.5, 0.5], task=first.task))
+    assert opened, "its place is free at once"
+    third = buffer.dispatch()
+    assert (third.index, buffer.dispatch()) == (2, None)
+    for one in (second, third):
+        buffer.finished(make_group(one.index, [1.0, 0.0], task=one.task))
+    assert [group.index for group in buffer.take()] == [1, 2]
+    assert [(record.index, record.members) for record in read_dispositions(tmp_path)] == [(0, ("filtered", "filtered"))]
+
+
+def test_without_dynamic_sampling_equal_rewards_are_trained_on(tmp_path):
+    buffer = make_buffer(tmp_path)
+    play(buffer, rewards=(0.5, 0.5))
+    groups = buffer.take()
+    buffer.trained(groups)
+    assert buffer.counts().filtered_groups == 0
+    assert [record.members for record in read_dispositions(tmp_path)] == [("no_signal", "no_signal")] * 2
+
+
+def test_what_a_judge_preferred_is_a_signal(tmp_path):
+    buffer = make_buffer(tmp_path, groups_per_step=1, needs=SIGNAL)
+    for chances in ((), (None,), (0.5,)):
+        dispatch = buffer.dispatch()
+        buffer.finished(replace(make_group(dispatch.index, [0.0, 0.0], task=dispatch.task), preferences=chances))
+    dispatch = buffer.dispatch()
+    buffer.finished(replace(make_group(dispatch.index, [0.0, 0.0], task=dispatch.task), preferences=(0.9,)))
+    assert [group.index for group in buffer.take()] == [3]
+    assert buffer.counts().filtered_groups == 3
+
+
+def test_a_run_in_which_no_rewards_differ_stops_and_says_so(tmp_path):
+    buffer = make_buffer(tmp_path, groups_per_step=1, limits=LimitsConfig(wait_s=5, max_filtered_groups=5), needs=SIGNAL)
+    scores = [(0.25, 0.25)] * 4 + [(1.0, 0.0)]
+    play_scores(buffer, iter(scores), most=5)
+    buffer.trained(buffer.take())  # one that differs begins the row anew
+    rest = [(0.25, 0.25)] * 3 + [(None, 1.0)] + [(0.25, 0.25)] * 9
+    assert len(play_scores(buffer, iter(rest))) == 6, "an unscorable group is no end of the row"
+    said = r"each of the last 5 groups that could be scored all rewards were equal \(in the last one 0.25\).*limits.max_filtered_groups"
+    with pytest.raises(RunCannotLearn, match=said):
+        buffer.take()
+    assert buffer.counts().filtered_groups == 9
+
+
+def test_data_that_ends_in_filtered_groups_says_what_became_of_them(tmp_path):
+    buffer = make_buffer(tmp_path, groups_per_step=2, num_groups=5, needs=SIGNAL)
+    scores = iter([(1.0, 0.0), *[(0.0, 0.0)] * 4])
+    assert len(play_scores(buffer, scores)) == 5
+    groups = buffer.take()
+    assert [group.index for group in groups] == [0], "the last step is as large as what is left"
+    buffer.trained(groups)
+    assert buffer.take() == []
+    assert buffer.why_nothing_came() == "in 4 groups all rewards were equal, and dynamic sampling leaves those out"
+
+
+@pytest.mark.parametrize(("scores", "disposition"), [((0.5, 0.5), "filtered"), ((None, 1.0), "unscorable")])
+def test_a_crash_between_the_two_lines_of_a_refused_group_is_made_good(tmp_path, scores, disposition):
+    buffer = make_buffer(tmp_path, eta=1, needs=SIGNAL)
+    dispatches = [buffer.dispatch() for _ in range(4)]
+    buffer.finished(make_group(0, [1.0, 0.0], task=dispatches[0].task))
+    RolloutLog(tmp_path, 0).write(make_group(1, list(scores), task=dispatches[1].task))  # and died
+    disposed = cut_dispositions(tmp_path, 0)
+    resumed = make_buffer(tmp_path, eta=1, lineage=1, needs=SIGNAL)
+    resumed.restore(RunState(step=0, lineage=0, places_trained=0, next_index=0), disposed, read_groups(tmp_path, skip=disposed.keys()))
+    assert [(record.index, record.members) for record in read_dispositions(tmp_path)] == [(1, (disposition, disposition))]
+    assert play(resumed) == [2, 3, 4], "group 1 is not played again, and its place is"
+    taken = resumed.take()
+    assert [group.index for group in taken] == [0, 2]
+    resumed.trained(taken)
+    again = make_buffer(tmp_path, eta=1, lineage=2, needs=SIGNAL)
+    disposed = cut_dispositions(tmp_path, 1)
+    again.restore(RunState(step=1, lineage=1, places_trained=2, next_index=5), disposed, read_groups(tmp_path, skip=disposed.keys()))
+    again.drop_rest()
+    indices = [record.index for record in read_dispositions(tmp_path)]
+    assert len(indices) == len(set(indices)), "one disposition a group, however often the run died"
+
+
+def test_dynamic_sampling_that_a_resume_turns_on_refuses_what_was_finished_before(tmp_path):
+    buffer = make_buffer(tmp_path, eta=1)
+    play(buffer, rewards=(0.5, 0.5))
+    resumed = make_buffer(tmp_path, eta=1, lineage=1, needs=SIGNAL)
+    resumed.restore(RunState(step=0, lineage=0, places_trained=0, next_index=0), {}, read_groups(tmp_path))
+    assert play(resumed) == [4, 5, 6, 7]
+    assert [group.index for group in resumed.take()] == [4, 5]

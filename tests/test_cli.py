@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from agentrl import runfile
+from agentrl import objectives, runfile
 from agentrl.cli import make_app
 from agentrl.errors import ConfigError, RunCannotLearn
 from agentrl.evaluation import EvalResult
@@ -245,22 +245,86 @@ def test_env_list_has_the_environments_of_agentrl():
     assert "lookup      Find out how many there are" in result.stdout
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["eval"], ["env"], ["env", "list"], ["env", "show"], ["version"]])
+OBJECTIVE = """
+from dataclasses import replace
+from typing import Literal
+
+from agentrl import objectives
+from agentrl.objectives.grpo import GRPO, GRPOConfig
+
+
+class MineConfig(GRPOConfig):
+    name: Literal["mine_for_the_cli"] = "mine_for_the_cli"
+
+
+objectives.register(replace(GRPO, name="mine_for_the_cli", config=MineConfig, summary="All mine."))
+"""
+
+
+@pytest.fixture
+def own_objective(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(OBJECTIVE)
+    known = dict(objectives.registry._objectives)
+    yield path
+    objectives.registry._objectives.clear()
+    objectives.registry._objectives.update(known)
+
+
+def test_objectives_list_has_them_all(own_objective):
+    lines = [line.rstrip() for line in run("objectives", "list", "--import", own_objective).stdout.splitlines()]
+    assert "  grpo              Rewards relative to the group's mean, a clipped ratio a" in lines
+    assert "  mine_for_the_cli  All mine." in lines
+    rows = json.loads(run("objectives", "list", "--import", own_objective, "--json").stdout)
+    assert {row["name"] for row in rows} == set(objectives.registered())
+    assert next(row for row in rows if row["name"] == "ppo")["requires"]["passes"] == 4
+
+
+@pytest.mark.parametrize("name", ["grpo", "nash_md", "corrections", "kl"])
+def test_objectives_show_in_words_and_as_json(name):
+    result = run("objectives", "show", name)
+    assert result.exit_code == 0, result.output
+    found = json.loads(run("objectives", "show", name, "--json").stdout)
+    assert found.get("name", found.get("topic")) == name
+    words = found.get("formula", found.get("about"))[0].split()
+    assert " ".join(words[:3]) in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["grpoo"], "agentrl: no objective is called 'grpoo'; did you mean 'grpo'? Known: a2po, "),
+        (["kll"], "agentrl: no objective is called 'kll'; did you mean the topic 'kl'?"),
+        (["grpo", "--import", "no_such_file.py"], "agentrl: cannot import 'no_such_file.py': "),
+    ],
+)
+def test_objectives_show_of_what_is_not_there_says_so(arguments, said):
+    result = run("objectives", "show", *arguments)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(said)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[], ["train"], ["eval"], ["env"], ["env", "list"], ["env", "show"], ["objectives", "list"], ["objectives", "show"], ["version"]],
+)
 def test_help_fits_a_terminal(command):
     text = run(*command, "--help").stdout
     assert "Usage: " in text
     assert max(map(len, text.splitlines())) <= 100
 
 
-def test_the_command_answers_without_torch(run_file):
+@pytest.mark.parametrize("command", ["train RUN --print-config", "objectives list", "objectives show ppo", "objectives show corrections"])
+def test_the_command_answers_without_torch(run_file, command):
     code = (
-        "import sys; from agentrl.cli import main; sys.argv[1:] = ['train', sys.argv[1], '--print-config']\n"
+        "import sys; from agentrl.cli import main\n"
         "try: main()\n"
         "except SystemExit as end: status = end.code\n"
         "assert not status, status\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code, run_file], capture_output=True, text=True, timeout=120, check=False)
+    arguments = command.replace("RUN", str(run_file)).split()
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 
 

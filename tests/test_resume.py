@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from agentrl.buffer import has_signal
+from agentrl.replay import priority
 from agentrl.rollout_log import read_dispositions, read_groups
 from agentrl.run_folder import read_metrics
 
-STEPS, GROUPS_PER_STEP, KILLS = 10_000, 4, 20
+STEPS, GROUPS_PER_STEP, KILLS, REPLAYED = 10_000, 4, 20, 6
 ENVIRONMENT = '''
 from agentrl import Environment
 
@@ -56,6 +58,7 @@ def arguments(run: Path) -> list[str]:
         "learner.lr": 1e-3,
         "max_staleness": 2,
         "rollout.env_workers": 1,
+        "replay.size": REPLAYED,
     }
     sets = [part for key, value in changes.items() for part in ("--set", f"{key}={value}")]
     return ["--env", "odd.py:Odd", "--model", "quickstart", "--output", str(run), *sets]
@@ -99,6 +102,16 @@ def victim_of(run: subprocess.Popen[bytes], draw: random.Random) -> int:
     return draw.choice(children) if children else run.pid
 
 
+def replay_without_kills(records, groups) -> list[tuple[int, int]]:
+    """(index, step) of what a run keeps to replay that trained these groups in these steps, none of them twice."""
+    kept: list[tuple[float, int, int]] = []
+    for record in (record for record in records if record.step is not None and has_signal(groups[record.index])):
+        entry = (priority(groups[record.index]), record.step, record.index)
+        if len(kept) < REPLAYED or entry[0] > min(kept)[0]:
+            kept = sorted([*kept, entry])[-REPLAYED:]
+    return sorted((index, step) for _, step, index in kept)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="finds processes through /proc")
 @pytest.mark.timeout(1500)
@@ -118,11 +131,11 @@ def test_killed_at_random_points_a_run_loses_nothing(tmp_path):
         assert process.poll() is None, (tmp_path / "output.txt").read_text()[-3000:]
         os.kill(victim_of(process, draw), signal.SIGKILL)
         try:
-            status = process.wait(draw.uniform(1, 6))
+            status = process.wait(draw.uniform(1, 6))  # 2 where the environment's rows were being loaded in it
         except subprocess.TimeoutExpired:  # a rollout process or a worker was replaced and the run goes on
             process.kill()
             status = process.wait(60)
-        assert status in (1, -signal.SIGKILL), (tmp_path / "output.txt").read_text()[-3000:]
+        assert status in (1, 2, -signal.SIGKILL), (tmp_path / "output.txt").read_text()[-3000:]
         assert not wait_for_none(tmp_path, 10), "a process outlived its run"
     done = max((one["step"] for one in read_metrics(run_folder)), default=0)
     steps = done + 6
@@ -143,3 +156,6 @@ def test_killed_at_random_points_a_run_loses_nothing(tmp_path):
     assert max(one["staleness/max"] for one in metrics) <= 2
     groups = {group.index: group for group in read_groups(run_folder / "rollouts")}
     assert set(trained) <= set(groups)
+    last = run_folder / "checkpoints" / f"step-{steps:06d}" / "run.json"
+    assert [(one["index"], one["step"]) for one in json.loads(last.read_text())["replay"]] == replay_without_kills(records, groups)
+    assert sum(one["replay/replaced"] for one in metrics) > 0

@@ -17,12 +17,14 @@ from agentrl import objectives
 from agentrl.admission import Admission
 from agentrl.buffer import Buffer
 from agentrl.config import RunConfig
-from agentrl.errors import PublishError, RunCannotLearn
+from agentrl.errors import ConfigError, PublishError, RunCannotLearn
 from agentrl.learner import Learner
 from agentrl.objectives import Needs
 from agentrl.records import Group, Rollout, SamplingContract, Score, Source, TokenSpan, Turn, Version, VersionRun
+from agentrl.replay import Replay
+from agentrl.restore import open_buffer, open_replay
 from agentrl.rollout_log import RolloutLog, cut_dispositions, read_dispositions
-from agentrl.run import IDLE_STEPS, Interrupt, Run
+from agentrl.run import IDLE_STEPS, Interrupt, Run, check_judge
 from agentrl.run_folder import RunFolder, read_metrics
 from agentrl.tasks import TaskSource
 
@@ -139,7 +141,20 @@ def make_run(config, folder, session=None):
         lineage=0,
         needs=Needs(group_size=2),
     )
-    return Run(config, folder, 0, learner, None, session or ScriptedSession(), buffer, Silent(), Interrupt(), last={})
+    run = Run(config, folder, 0, learner, None, session or ScriptedSession(), buffer, Silent(), Interrupt(), last={})
+    run.replay = open_replay(config, folder, None)
+    return run
+
+
+def resume_run(config, folder):
+    """The run that goes on from the newest checkpoint, as `agentrl train --resume` assembles it."""
+    restored = folder.latest_checkpoint()
+    learner = make_learner(config)
+    learner.load(restored)
+    lineage, buffer = open_buffer(config, folder, TaskSource("fake", ROWS, config.seed), restored, Needs(group_size=2), resuming=True)
+    run = Run(config, folder, lineage, learner, None, ScriptedSession(), buffer, Silent(), Interrupt(), last={})
+    run.replay = open_replay(config, folder, restored)
+    return run
 
 
 def start_generators(buffer, size, count=3, play_one=scripted_group):
@@ -291,3 +306,94 @@ def test_an_unchanged_checksum_is_right_where_nothing_was_learned(model_folder, 
     start_generators(run.buffer, 4)
     run.learn()
     assert run.learner.step == 4
+
+
+def replaying_config(model_folder, **changes):
+    """Groups of two rewards from {0, 1}: in half of them both are equal."""
+    values = {"group_size": 2, "groups_per_step": 4, "steps": 8, "replay": {"size": 5}, "checkpoint": {"every": 3}}
+    return make_config(model_folder, **(values | changes))
+
+
+def test_groups_without_a_signal_are_replaced_in_what_is_trained_alone(model_folder, tmp_path):
+    torch.set_num_threads(1)
+    config = replaying_config(model_folder)
+    folder = RunFolder(tmp_path / "run")
+    folder.create("{}")
+    run = make_run(config, folder)
+    start_generators(run.buffer, config.group_size)
+    run.learn()
+    metrics = read_metrics(folder.path)
+
+    plain, replay, tasks = make_learner(config), Replay(config.replay, seed=config.seed), TaskSource("fake", ROWS, config.seed)
+    empty = 0
+    for step in range(config.steps):
+        version = Version(step=step)
+        groups = []
+        for index in range(step * config.groups_per_step, (step + 1) * config.groups_per_step):
+            rollouts = tuple(scripted_rollout(tasks.task(index), member, version) for member in range(2))
+            groups.append(Group(index=index, task=tasks.task(index), rollouts=rollouts, dispatched=version))
+        trained, figures = replay.fill(groups, step)
+        assert metrics[step] | figures == metrics[step]
+        assert metrics[step]["loss"] == plain.update(trained)["loss"]
+        assert metrics[step]["staleness/max"] == 0.0, "of the fresh groups"
+        assert metrics[step]["reward/frac_zero_std"] == sum(len(set(group.scores)) == 1 for group in groups) / len(groups)
+        empty += sum(len(set(group.scores)) == 1 for group in groups)
+        replay.take_in(groups, step + 1)
+    for (name, mine), (_, theirs) in zip(run.learner.named_weights(), plain.named_weights(), strict=True):
+        assert torch.equal(mine, theirs), name
+    assert sum(one["replay/replaced"] for one in metrics) >= 8
+    assert max(one["replay/age_max"] for one in metrics) >= 2
+    records = read_dispositions(folder.rollouts)
+    assert [record.index for record in records] == list(range(config.steps * config.groups_per_step)), "a replayed group has no second one"
+    assert sum(record.members == ("no_signal",) * 2 for record in records) == empty, "dispositions are those of the dispatched groups"
+
+
+def test_a_run_without_replay_has_no_figures_of_it(model_folder, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.create("{}")
+    run = make_run(replaying_config(model_folder, replay=None, steps=1), folder)
+    start_generators(run.buffer, 2)
+    run.learn()
+    assert not [name for name in read_metrics(folder.path)[0] if name.startswith("replay/")]
+
+
+@pytest.mark.parametrize("dies_after", [3, 5])
+def test_a_run_that_dies_and_goes_on_replays_what_it_would_have_replayed(model_folder, tmp_path, dies_after):
+    torch.set_num_threads(1)
+    config = replaying_config(model_folder, replay={"size": 5, "max_age": 4})
+    whole = RunFolder(tmp_path / "whole")
+    whole.create("{}")
+    run = make_run(config, whole)
+    start_generators(run.buffer, 2)
+    run.learn()
+
+    folder = RunFolder(tmp_path / "cut")
+    folder.create("{}")
+    first = make_run(config.model_copy(update={"steps": dies_after}), folder)
+    start_generators(first.buffer, 2)
+    first.learn()  # and what it did after step 3 was written nowhere but in the logs
+    again = resume_run(config, folder)
+    assert again.learner.step == 3
+    start_generators(again.buffer, 2)
+    again.learn()
+
+    names = ("step", "loss", "grad_norm", "replay/replaced", "replay/size", "replay/age_mean", "replay/age_max")
+    uninterrupted = [[one[name] for name in names] for one in read_metrics(whole.path)]
+    assert [[one[name] for name in names] for one in read_metrics(folder.path)] == uninterrupted
+    assert again.replay.entries == run.replay.entries
+    assert sum(row[3] for row in uninterrupted[3:]) > 0, "something was replayed after the checkpoint"
+    for (name, mine), (_, theirs) in zip(again.learner.named_weights(), run.learner.named_weights(), strict=True):
+        assert torch.equal(mine, theirs), name
+
+
+def test_an_objective_that_needs_a_judge_is_refused_where_there_is_none():
+    class Rows:
+        compares = False
+
+    check_judge(Rows(), Needs(), "grpo", "arithmetic")
+    with pytest.raises(
+        ConfigError, match=r"'online_dpo' asks which of two episodes is better, and environment 'arithmetic' defines no compare"
+    ):
+        check_judge(Rows(), Needs(judge=True), "online_dpo", "arithmetic")
+    Rows.compares = True
+    check_judge(Rows(), Needs(judge=True), "online_dpo", "arithmetic")

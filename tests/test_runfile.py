@@ -8,6 +8,7 @@ from agentrl import runfile
 from agentrl.config import RunConfig
 from agentrl.config_errors import FOREIGN, known_keys
 from agentrl.errors import ConfigError
+from agentrl.objectives import registered
 
 FLAGS = {"model": "m", "env": "e"}
 
@@ -100,13 +101,13 @@ def test_naming_another_objective_drops_the_options_of_the_first(tmp_path):
     [
         ("stepps: 3", "run.yaml, line 1: unknown key `stepps`; did you mean `steps`?"),
         ("learner:\n  lrr: 1", "run.yaml, line 2: unknown key `learner.lrr`; did you mean `learner.lr`?"),
-        ("lr: 1", "run.yaml, line 1: unknown key `lr`; did you mean `learner.lr`?"),
+        ("lr: 1", "run.yaml, line 1: unknown key `lr`; did you mean `learner.lr` or `warm_start.lr`?"),
         ("learner: {temperature: 1}", "run.yaml, line 1: unknown key `learner.temperature`; did you mean `sampling.temperature`?"),
         ("device: cpu", "run.yaml, line 1: unknown key `device`; did you mean `engine.device` or `learner.device`?"),
         ("beta: 0", "run.yaml, line 1: unknown key `beta`; did you mean `objective.beta`?"),
         ("learning_rate: 1", "run.yaml, line 1: unknown key `learning_rate`; here it is called learner.lr"),
         ("objective: {name: grpo, clip: 1}", "run.yaml, line 1: unknown key `objective.clip`; did you mean `objective.clip_low`?"),
-        ("objective: {name: grpo, lr: 1}", "run.yaml, line 1: unknown key `objective.lr`; did you mean `learner.lr`?"),
+        ("objective: {name: grpo, lr: 1}", "run.yaml, line 1: unknown key `objective.lr`; did you mean `learner.lr` or `warm_start.lr`?"),
         ("checkpoint: {zzz: 1}", "run.yaml, line 1: unknown key `checkpoint.zzz`; the keys of `checkpoint` are every, keep"),
         ("7: 1", "unknown key `7`; the keys at the top are model, env,"),
     ],
@@ -159,12 +160,94 @@ def test_a_wrong_value_is_named_with_what_is_allowed(tmp_path, text, said):
     assert len(message.splitlines()) == 1
 
 
+NAMES_OF_CORRECTIONS = "tis, sequence_tis, icepop, sequence_mask, off_policy_mask, veto, ratio_cap"
+
+
+@pytest.mark.parametrize(
+    ("corrections", "said"),
+    [
+        ("[{name: tis, max: -1}]", "`objective.corrections.0.max` got -1; it must be at least 0"),
+        ("[{name: veto}, {name: tis, max: two}]", "`objective.corrections.1.max` got 'two' (text); it must be a number"),
+        ("[{name: veto, below: 2}]", "`objective.corrections.0.below` got 2; it must be less than 1"),
+        ("[{name: sequence_mask, measure: mean}]", "corrections.0.measure` got 'mean' (text); it must be one of product, geometric"),
+        ("[{name: tis, min: 3}]", "`objective.corrections.0.min`: min=3.0 must be below max=2.0"),
+        ("[{name: tis, maxx: 3}]", "unknown key `objective.corrections.0.maxx`; did you mean `objective.corrections.0.max`?"),
+        ("[{name: veto, cap: 3}]", "unknown key `objective.corrections.0.cap`; the keys of `objective.corrections.0` are name, below"),
+        ("[{name: tsi}]", f"`objective.corrections.0.name` got 'tsi' (text); it must be one of {NAMES_OF_CORRECTIONS}; did you mean tis?"),
+        ("[{name: zzz}]", f"`objective.corrections.0.name` got 'zzz' (text); it must be one of {NAMES_OF_CORRECTIONS}"),
+        ("[{max: 3}]", f"`objective.corrections.0` has no `name`; it must be one of {NAMES_OF_CORRECTIONS}"),
+        ("[tis]", f"got 'tis' (text); it must be a section with a `name`, one of {NAMES_OF_CORRECTIONS} (write {{name: tis}})"),
+        ("veto", "`objective.corrections` got 'veto' (text); it must be a list such as [{name: tis}] (write [{name: veto}])"),
+        (
+            "{name: tis}",
+            "got a section with the keys name; it must be a list such as [{name: tis}] (put it in brackets, or a dash before it)",
+        ),
+        ("[{name: veto}, {name: veto}]", "`objective.corrections`: 'veto' is named twice"),
+        ("[{name: tis}, {name: icepop}]", "which would correct one mismatch twice: keep one"),
+    ],
+)
+def test_a_mistake_in_a_list_of_sections_is_found_where_it_is(tmp_path, corrections, said):
+    message = refused(tmp_path, f"objective:\n  name: grpo\n  corrections: {corrections}")
+    assert message.endswith(said)
+    assert message.startswith("run.yaml, line 3: ")
+    assert len(message.splitlines()) == 1
+
+
+def test_a_mistake_in_a_list_has_the_line_of_its_key(tmp_path):
+    text = "objective:\n  name: grpo\n  corrections:\n    - name: tis\n      max: -1\n    - name: veto\n      belw: 1\n  clip_low: 2"
+    assert refused(tmp_path, text).splitlines() == [
+        "run.yaml, line 5: `objective.corrections.0.max` got -1; it must be at least 0",
+        "run.yaml, line 7: unknown key `objective.corrections.1.belw`; did you mean `objective.corrections.1.below`?",
+        "run.yaml, line 8: `objective.clip_low` got 2; it must be at most 1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("objective", "said"),
+    [
+        (
+            "{name: grpo, kl_target: 1}",
+            "`objective.kl_target`: kl_target adapts beta, and beta is 0: set the coefficient that it starts from",
+        ),
+        ("{name: grpo, beta: 1, kl_estimator: k1, kl_correction: false}", "`objective.kl_estimator`: kl_estimator k1 in the loss without"),
+        ("{name: clip_cov, cov_min: 5, cov_max: 1}", "`objective.cov_min`: cov_min=5.0 must not exceed cov_max=1.0"),
+        (
+            "{name: aipo, corrections: [{name: tis}]}",
+            "the ratio of aipo is policy / sampler already: the mismatch would be corrected twice",
+        ),
+        ("{name: rloo, corrections: [{name: tis}]}", "take one of sequence_tis, sequence_mask, off_policy_mask, veto"),
+        ("{name: ppo, baseline: group}", "`objective.baseline` got 'group' (text); it must be none: The critic's values are the baseline."),
+        ("{name: bnpo, turn_discount: 0.5}", "`objective.turn_discount` got 0.5; it must be null: BNPO compares whole rollouts."),
+        ("{name: grpo, reward_weights: {a: x}}", "`objective.reward_weights.a` got 'x' (text); it must be a number"),
+        ("{name: sapo, temperature_neg: 0}", "`objective.temperature_neg` got 0; it must be more than 0"),
+        ("{name: grpo, gamma: 1}", "unknown key `objective.gamma`; here it is called objective.discount"),
+        ("gpro", "no objective is called 'gpro'; did you mean 'grpo'?"),
+    ],
+)
+def test_what_is_wrong_with_an_objective_is_said(tmp_path, objective, said):
+    message = refused(tmp_path, f"objective: {objective}")
+    assert message.startswith("run.yaml, line 1: ")
+    assert said in message
+    assert len(message.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("group_size: 1", "objective 'grpo' compares rollouts of one task: set group_size >= 2, got 1"),
         ("dataset: d.jsonl", "`env` and `dataset` are both set"),
         ("rewards: ['r.py:f']", "`rewards` score the rows of a `dataset`"),
+        (
+            "objective: xpo\ngroup_size: 3",
+            "line 2: with objective 'xpo' half of each group is sampled by a rival: set an even group_size, got 3",
+        ),
+        (
+            "objective: {name: online_dpo, preferences: judge}\ngroup_size: 5",
+            "a judge compares rollouts two by two: set an even group_size",
+        ),
+        ("objective: {name: grpo, minibatches: 1000}", "`objective.minibatches` got 1000; a step has 128 rollouts"),
+        ("learner: {reference_sync: {}}", "objective 'grpo' has none with these options: set objective.beta, or remove it"),
+        ("objective: nash_md\nengine: {kind: vllm}", "a vLLM server cannot mix two models' logits; set engine.kind=embedded"),
         ("imports: [no_such_module]", "cannot import 'no_such_module'"),
     ],
 )
@@ -257,7 +340,8 @@ def test_a_config_made_in_python_is_checked_and_resolved_the_same_way():
 
 
 def test_foreign_names_point_at_keys_that_exist_and_are_no_keys_themselves():
-    known = {*known_keys(RunConfig), *(f"objective.{key}" for key in ("clip_low", "clip_high"))}
+    options = {f"objective.{key}" for row in registered().values() for key in known_keys(row.config)}
+    known = {*known_keys(RunConfig), *options}
     assert not {name for name in FOREIGN if name in known}
     dangling = {name for name, ours in FOREIGN.items() if not any(word.strip("(),") in known for word in ours.split())}
     assert dangling == {"resume_from_checkpoint"}

@@ -16,15 +16,11 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from agentrl.errors import CheckpointError
+from agentrl.learner.ranks import whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +38,7 @@ def save_model(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Opti
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=optimizer is not None)
     weights = get_model_state_dict(model, options=options)
-    moments = get_optimizer_state_dict(model, optimizer, options=options) if optimizer is not None else None
+    moments = None if optimizer is None else _moments(model, optimizer)
     if not writes:
         return
     names = _kept_names(model, optimizer)  # a tied weight comes under one of its names only
@@ -51,7 +47,7 @@ def save_model(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Opti
         folder.mkdir(parents=True, exist_ok=True)
         save_file(kept, folder / WEIGHTS)
         if moments is not None:
-            torch.save(moments, folder / OPTIMIZER)
+            torch.save({"state": moments}, folder / OPTIMIZER)
 
 
 def save_state(folder: Path, step: int, objective: Mapping[str, float], *, writes: bool) -> None:
@@ -76,8 +72,7 @@ def load_model(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Opti
     with _fitting(folder):
         set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
         if optimizer is not None:
-            moments = _read(folder / OPTIMIZER, lambda path: torch.load(path, weights_only=True))
-            set_optimizer_state_dict(model, optimizer, moments, options=StateDictOptions(full_state_dict=True, ignore_frozen_params=True))
+            _restore_moments(model, optimizer, _read(folder / OPTIMIZER, lambda path: torch.load(path, weights_only=True))["state"])
 
 
 def load_state(folder: Path) -> tuple[int, dict[str, float]]:
@@ -89,6 +84,37 @@ def load_state(folder: Path) -> tuple[int, dict[str, float]]:
     with _fitting(folder):
         _restore_random(state["random"])
         return int(state["step"]), dict(state.get("objective", {}))
+
+
+def _moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, torch.Tensor]]:
+    """What the optimizer keeps of each parameter that it has ever stepped, whole, by the parameter's name; a collective.
+
+    Not torch's own function for it, which steps a fresh optimizer to have something to write, so that the next real step is another.
+    """
+    return {
+        name: {key: whole(value).cpu() for key, value in optimizer.state[parameter].items()}
+        for name, parameter in model.named_parameters()
+        if parameter in optimizer.state
+    }
+
+
+def _restore_moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer, moments: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    parameters = dict(model.named_parameters())
+    optimizer.state.clear()
+    for name, kept in moments.items():
+        optimizer.state[parameters[name]] = {key: _placed(value, parameters[name]) for key, value in kept.items()}
+
+
+def _placed(value: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+    """Where the parameter is, and in its shards; a count of steps is a number on every rank."""
+    value = value.to(parameter.device)
+    if not value.ndim:
+        return value
+    if value.shape != parameter.shape:
+        raise ValueError(f"moments of shape {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}")
+    if not isinstance(parameter, DTensor):
+        return value
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)  # every rank has read all of it
 
 
 def _check_there(folder: Path, names: Sequence[str]) -> None:

@@ -37,7 +37,4 @@ class ValueModel(torch.nn.Module):
 def load_critic(config: RunConfig, folder: str, device: torch.device, *, master: torch.dtype) -> ValueModel:
     """A value model that starts from the weights of `folder`; raises `ConfigError` as `load_policy` does."""
     bare = config.model_copy(update={"learner": config.learner.model_copy(update={"lora": None})})
-    policy = load_policy(bare, folder, device, master=master, trained=False)
-    critic = ValueModel(policy)
-    critic.requires_grad_(True)
-    return critic
+    return ValueModel(load_policy(bare, folder, device, master=master, trained=True))

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,11 +41,13 @@ from agentrl.learner.samples import candidates
 from agentrl.learner.scoring import score
 from agentrl.learner.signals import signals_of
 from agentrl.learner.weights import adapter_config, adapter_weights, all_weights, trained_weights
+from agentrl.objectives.base import Needs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
     from accelerate import Accelerator  # type: ignore[import-untyped]
     from transformers import PreTrainedTokenizerBase
 
@@ -58,6 +61,25 @@ if TYPE_CHECKING:
 LANE_PARAMETERS = 8_000_000
 """Trained parameters up to which micro-batches are computed side by side on a CPU. Each lane holds gradients of its own, and a larger
 model's products are large enough for torch to share each among all threads."""
+
+
+WARM_STREAM = int.from_bytes(b"warm")
+"""Keeps what is drawn in a warm start apart from what the run draws in a step of the same number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Aim:
+    """What one call trains for."""
+
+    objective: Objective
+    options: ObjectiveConfig
+    """As they are in force."""
+    needs: Needs
+    rate: float
+    """Learning rate of the policy."""
+    step: int
+    """Optimizer steps done before."""
+    seed: tuple[int, ...]
 
 
 class Learner:
@@ -123,31 +145,75 @@ class Learner:
         `spare_free` says, whenever it is asked, whether generation has no use for the spare threads now. A step in which nothing can be
         trained changes no parameter, and counts. Returns metrics, times aside the same on every rank.
 
-        Raises `LearnerDiverged` where the loss or a gradient is not finite, before it changed anything, or where weights are not finite.
+        Raises `LearnerDiverged` where scores, the loss or a gradient are not finite, before that optimizer step changed anything, or where
+        it made weights so.
         """
-        metrics, needs = StepMetrics(), self.models.needs
-        options = self._objective.in_force(self._options, self.state)
+        aim = _Aim(
+            objective=self._objective,
+            options=self._objective.in_force(self._options, self.state),
+            needs=self.models.needs,
+            rate=learning_rate(self.config.learner, self.step, self.config.steps),
+            step=self.step,
+            seed=(self.config.seed, self.step),
+        )
+        figures = self._train(groups, aim, spare_free)
+        self.state = self._objective.next_state(self._options, self.state, figures)
+        self.step += 1
+        self.models.sync_reference(self.step)
+        return figures
+
+    def warm(self, groups: Sequence[Group], objective: Objective | None, *, rate: float, number: int) -> dict[str, float]:
+        """Train on another run's groups before the first update; nothing counts as a step, and what follows steps does not move on.
+
+        That is the step itself, the learning rate's schedule, what the objective adapts, and a reference that moves. Only the moments of
+        the optimizers are left over, until `forget_moments`.
+
+        Args:
+            groups: the same on each rank.
+            objective: one that needs nothing and whose options are its defaults; None for the learner's own.
+            rate: learning rate.
+            number: calls before this one, from which staleness and a critic's warm-up count.
+
+        Returns metrics and raises `LearnerDiverged` as `update` does.
+        """
+        aim = _Aim(
+            objective=objective or self._objective,
+            options=objective.config.model_validate({}) if objective else self._objective.in_force(self._options, self.state),
+            needs=Needs() if objective else self.models.needs,
+            rate=rate,
+            step=number,
+            seed=(self.config.seed, number, WARM_STREAM),
+        )
+        return self._train(groups, aim, lambda: True)
+
+    def forget_moments(self) -> None:
+        """Set the optimizers back to where they were before their first step; in place, so that a checkpoint holds exactly that."""
+        for optimizer in self.models.optimizers:
+            for state in optimizer.state.values():
+                for value in state.values():
+                    value.zero_()
+
+    def _train(self, groups: Sequence[Group], aim: _Aim, spare_free: Callable[[], bool]) -> dict[str, float]:
+        metrics, needs = StepMetrics(), aim.needs
         with metrics.timing("prepare"):
             found = candidates(groups, self.config, needs)
         with metrics.timing("reference"):
-            batches = self._deal([(sample,) for sample in found.samples]) if found.samples else []
-            scores = score(found.samples, batches, self.models, self.accelerator, ragged=self._ragged)
+            scores: Sequence[Mapping[str, np.ndarray]] = [{} for _ in found.samples]
+            if found.samples and aim.objective is self._objective:
+                batches = self._deal([(sample,) for sample in found.samples])
+                scores = score(found.samples, batches, self.models, self.accelerator, ragged=self._ragged)
         with metrics.timing("prepare"):
-            seed = (self.config.seed, self.step)
-            signals = signals_of(found, scores, self._objective, options, needs, seed=seed)
+            signals = signals_of(found, scores, aim.objective, aim.options, needs, seed=aim.seed)
             parts = parts_of(
                 found.samples,
                 signals,
                 needs,
-                normalization=self._objective.normalization(options),
+                normalization=aim.objective.normalization(aim.options),
                 max_tokens=self.config.sampling.max_tokens,
-                skips_zero=self._objective.zero_advantage_is_zero_loss(options),
-                seed=seed,
+                skips_zero=aim.objective.zero_advantage_is_zero_loss(aim.options),
+                seed=aim.seed,
             )
-        rate = learning_rate(self.config.learner, self.step, self.config.steps)
-        done = [
-            self._optimize(part, options, metrics if index == 0 else StepMetrics(), rate, spare_free) for index, part in enumerate(parts)
-        ]
+        done = [self._optimize(part, aim, metrics if index == 0 else StepMetrics(), spare_free) for index, part in enumerate(parts)]
         figures = merged([one for one, _ in done]) | found.counts | signals.counts
         figures |= {
             "learner/rollouts": float(len(signals.credited)),
@@ -155,10 +221,7 @@ class Learner:
             "learner/optimizer_steps": float(sum(bool(part.active) for part in parts)),
         }
         seconds = merged([one for _, one in done])
-        self.state = self._objective.next_state(self._options, self.state, figures)
-        self.step += 1
-        self.models.sync_reference(self.step)
-        return figures | seconds | {"learning_rate": rate, "learner/skipped": float(not any(part.active for part in parts))}
+        return figures | seconds | {"learning_rate": aim.rate, "learner/skipped": float(not any(part.active for part in parts))}
 
     def wake_spare(self) -> None:
         """Tell an `update` under way that the spare threads may have become free; from any thread."""
@@ -166,7 +229,7 @@ class Learner:
             self._lanes.wake()
 
     def _optimize(
-        self, part: Part, options: ObjectiveConfig, metrics: StepMetrics, rate: float, spare_free: Callable[[], bool]
+        self, part: Part, aim: _Aim, metrics: StepMetrics, spare_free: Callable[[], bool]
     ) -> tuple[dict[str, float], dict[str, float]]:
         """One optimizer step; figures and seconds. Where nothing has a gradient there is none, on any rank."""
         with metrics.timing("prepare"):
@@ -174,10 +237,10 @@ class Learner:
         micro_batches = [[part.active[place] for place in batch] for batch in batches]
         compute = MicroBatchLoss(
             models=self.models,
-            objective=self._objective,
-            options=options,
+            objective=aim.objective,
+            options=aim.options,
             part=part,
-            step=self.step,
+            step=aim.step,
             device=self._device,
             ragged=self._ragged,
         )
@@ -188,7 +251,7 @@ class Learner:
                 self._accumulate(units, compute, metrics, last=index == len(batches) - 1)
         figures = metrics.gather(self.accelerator, part)
         with metrics.timing("optimizer"):
-            figures |= self._apply(figures["loss"], rate) if batches else {"grad_norm": 0.0}
+            figures |= self._apply(figures["loss"], aim) if batches else {"grad_norm": 0.0}
         return figures, metrics.seconds
 
     def _deal(self, units: Sequence[tuple[Sample, ...]]) -> list[list[int]]:
@@ -239,20 +302,23 @@ class Learner:
 
         lanes.run(len(micro_batches), work, merge, spare_free=spare_free)
 
-    def _apply(self, loss: float, rate: float) -> dict[str, float]:
+    def _apply(self, loss: float, aim: _Aim) -> dict[str, float]:
         """Clip and step; every rank sees the same norms and the same loss, and so does the same."""
-        if self.models.needs.critic is not None:
-            self.models.warm_up(self.models.needs.critic, self.step)
+        if aim.needs.critic is not None:
+            self.models.warm_up(aim.needs.critic, aim.step)
         norms = [_norm([one.grad for one in _parameters(optimizer) if one.grad is not None]) for optimizer in self.models.optimizers]
         if not all(map(math.isfinite, (loss, *norms))):
             for optimizer in self.models.optimizers:
                 optimizer.zero_grad()
             raise LearnerDiverged(
-                f"step {self.step}: loss {loss}, gradient norm {norms[0]}; the weights are as they were before it. "
-                "Lower learner.lr, or look at the rollouts of this step"
+                f"step {aim.step}: loss {loss}, gradient norm {' and '.join(map(str, norms))}; the weights are as they were before this "
+                "optimizer step. Lower learner.lr, or look at the rollouts of this step"
             )
         limit = self.config.learner.max_grad_norm
-        for optimizer, norm, own_rate in zip(self.models.optimizers, norms, self.models.rates(rate), strict=True):
+        rates = self.models.rates(aim.rate)
+        if aim.needs.critic is None:
+            rates[1:] = [0.0] * len(rates[1:])  # a critic that this objective does not train is not decayed either
+        for optimizer, norm, own_rate in zip(self.models.optimizers, norms, rates, strict=True):
             if limit is not None and norm > limit:
                 held = [one for one in _parameters(optimizer) if one.grad is not None]
                 torch.nn.utils.clip_grads_with_norm_(held, limit, torch.tensor(norm, device=self._device))
@@ -260,15 +326,15 @@ class Learner:
                 group["lr"] = own_rate
             optimizer.step()
             optimizer.zero_grad()
-        self._check_weights()
+        self._check_weights(aim)
         return {"grad_norm": norms[0]} | ({"critic/grad_norm": norms[1]} if len(norms) > 1 else {})
 
-    def _check_weights(self) -> None:
+    def _check_weights(self, aim: _Aim) -> None:
         """Raise `LearnerDiverged` where an optimizer step has made a weight infinite or NaN, before anybody is given it."""
         if not math.isfinite(_norm([one.detach() for one in self.models.trained])):
             raise LearnerDiverged(
-                f"step {self.step} made weights infinite or NaN, though its gradients were finite: learner.lr={self.config.learner.lr:g} "
-                "is too large. Nothing of this step was published or saved; go on from the last checkpoint with a lower one"
+                f"step {aim.step} made weights infinite or NaN, though its gradients were finite: a learning rate of {aim.rate:g} is too "
+                "large. Nothing of this step was published or saved; go on from the last checkpoint with a lower one"
             )
 
     @property
@@ -314,6 +380,7 @@ class Learner:
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint; raises `CheckpointError` that names what is missing or does not fit."""
         step, state = checkpoint.load_state(folder)
+        self.models.check_kept(folder)
         for name, model, optimizer in self.models.saved():
             checkpoint.load_model(folder / name, model, optimizer)
         if state.keys() != self.state.keys():

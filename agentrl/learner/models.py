@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from agentrl.errors import ConfigError
+from agentrl.errors import CheckpointError, ConfigError
 from agentrl.learner import ranks
 from agentrl.learner.critic import ValueModel, load_critic
 from agentrl.learner.model import load_policy
@@ -14,6 +14,7 @@ from agentrl.learner.optim import adamw
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from accelerate import Accelerator  # type: ignore[import-untyped]
 
@@ -115,6 +116,19 @@ class Models:
             own = dict(self.policy.named_parameters())
             for name, parameter in self.reference.named_parameters():
                 parameter.lerp_(own[name].to(parameter.dtype), sync.rate)
+
+    def check_kept(self, folder: Path) -> None:
+        """Raise `CheckpointError` where a checkpoint and this run differ in what they hold beside the policy."""
+        wanted = {name for name, _, _ in self.saved() if name}
+        for name, key in (("critic", "objective.critic"), ("reference", "learner.reference_sync")):
+            there = (folder / name).is_dir()
+            if name in wanted and not there:
+                raise CheckpointError(f"checkpoint {folder} holds no {name}, and this run trains with one of its own: {key} changed")
+            if name == "reference" and there and self.reference is not None and name not in wanted:
+                raise CheckpointError(
+                    f"checkpoint {folder} holds a reference that has moved, and this run would go back to the one that it began with: "
+                    f"set {key} as it was"
+                )
 
     def saved(self) -> Iterator[tuple[str, Policy | ValueModel, torch.optim.Optimizer | None]]:
         """What a checkpoint holds: (folder within it, model, its optimizer)."""

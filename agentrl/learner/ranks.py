@@ -64,6 +64,14 @@ def shard(policy: torch.nn.Module, accelerator: Accelerator, *, dtype: torch.dty
     fully_shard(policy, mesh=mesh, mp_policy=mixed)
 
 
+def reshard(model: object) -> None:
+    """Give up the whole parameters that a forward pass without a backward pass leaves at the root of a sharded model."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
 def replicate(policy: torch.nn.Module, accelerator: Accelerator) -> torch.nn.Module:
     """A model under DDP: every rank holds it whole."""
     devices = [accelerator.device] if accelerator.device.type == "cuda" else None

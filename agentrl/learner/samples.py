@@ -117,11 +117,12 @@ def candidates(groups: Sequence[Group], config: RunConfig, needs: Needs) -> Cand
             continue
         found = []
         for rollout, _ in finite:
-            _check_contracts(rollout, config.sampling.temperature, rival=needs.rival)
             masked = config.learner.mask_truncated and rollout.ending == "truncated"
             counts["mask/truncated"] += masked
             sample = _sample(rollout, len(rewards), masked=masked)
-            found.append(_member(rollout, len(samples) if sample else -1, needs, len(group.rollouts)))
+            member = _member(rollout, len(samples) if sample else -1, needs, len(group.rollouts))
+            _check_contracts(rollout, config.sampling.temperature, (needs.rival or 0.0) if member.rival else 0.0)
+            found.append(member)
             samples += [sample] if sample else []
         rewards.append(np.array([score for _, score in finite], dtype=np.float64))
         members.append(tuple(found))
@@ -163,14 +164,16 @@ def _verdicts(group: Group, members: Sequence[Member]) -> dict[tuple[int, int], 
     }
 
 
-def _check_contracts(rollout: Rollout, temperature: float, *, rival: float | None) -> None:
+def _check_contracts(rollout: Rollout, temperature: float, share: float) -> None:
+    """Raise where the rollout was sampled otherwise than at this temperature, with this share of the reference."""
     for turn in rollout.turns:
         contract = turn.contract
-        if contract.truncated or contract.temperature != temperature or contract.reference_share not in (0.0, rival):
+        if contract.truncated or contract.temperature != temperature or contract.reference_share != share:
             raise ConfigError(
-                f"task {rollout.task.id} was sampled at temperature={contract.temperature}, top_p={contract.top_p}, "
-                f"top_k={contract.top_k}, min_p={contract.min_p}, reference_share={contract.reference_share}, but the learner scores the "
-                f"whole distribution at temperature={temperature}; sample as the run file says"
+                f"task {rollout.task.id}, member {rollout.member}, was sampled at temperature={contract.temperature}, "
+                f"top_p={contract.top_p}, top_k={contract.top_k}, min_p={contract.min_p}, reference_share={contract.reference_share}, but "
+                f"the learner scores the whole distribution at temperature={temperature}, and the objective has this member sampled at "
+                f"reference_share={share}; sample as the run file says"
             )
 
 

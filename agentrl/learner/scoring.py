@@ -8,19 +8,29 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from agentrl.errors import LearnerDiverged
 from agentrl.learner import ranks
 from agentrl.learner.packing import pack
 from agentrl.learner.samples import FILLER
-from agentrl.learner.signals import ENTROPY, REFERENCE, START, VALUES
+from agentrl.learner.signals import ENTROPY, REFERENCE, START, VALUES, columns_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from accelerate import Accelerator  # type: ignore[import-untyped]
 
     from agentrl.learner.models import Models
     from agentrl.learner.packing import Pack
     from agentrl.learner.samples import Sample
+
+
+SAID = {
+    REFERENCE: "the reference's log-probs",
+    START: "the policy's log-probs",
+    ENTROPY: "the policy's entropies",
+    VALUES: "the critic's values",
+}
+"""The columns as a message names them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +50,13 @@ def score(
     Args:
         samples: of the whole step.
         batches: this rank's micro-batches, as places in `samples`; empty ones keep it in step with the others.
-        models: `needs` of theirs says which columns: `reference`; `start` and `entropy` where the step's own policy is asked for; `values`.
+        models: their `needs` say which columns.
         accelerator: the ranks.
         ragged: the attention kernel takes segments of any lengths.
+
+    Raises `LearnerDiverged` where one of them is not finite.
     """
-    if not columns_of(models):
+    if not columns_of(models.needs):
         return [{} for _ in samples]
     scored = []
     for batch in batches:
@@ -53,28 +65,26 @@ def score(
         ends = np.cumsum([samples[place].num_trained for place in batch])[:-1]
         split = {name: np.split(values, ends) for name, values in columns.items()}
         scored += [Scored(place=place, columns={name: split[name][at] for name in split}) for at, place in enumerate(batch)]
+    for model in (models.policy, models.reference, models.critic):
+        ranks.reshard(model)
     everywhere = ranks.gather_messages(accelerator, tuple(scored), tuple[Scored, ...])
     by_place = {one.place: one.columns for part in everywhere for one in part}
+    _check_finite(by_place.values())
     return [by_place[place] for place in range(len(samples))]
 
 
-def columns_of(models: Models) -> tuple[str, ...]:
-    """The columns that the objective needs."""
-    needs = models.needs
-    found = [REFERENCE] if needs.reference else []
-    if starts(models):
-        found += [START, ENTROPY]
-    return (*found, *([VALUES] if needs.critic is not None else []))
-
-
-def starts(models: Models) -> bool:
-    """Whether the learner's own log-probs at the start are needed: where they are those of the one forward pass, they are not scored."""
-    needs = models.needs
-    return needs.start or needs.passes * needs.minibatches > 1
+def _check_finite(found: Iterable[Mapping[str, np.ndarray]]) -> None:
+    bad = sorted({name for columns in found for name, values in columns.items() if not np.isfinite(values).all()})
+    if bad:
+        what = " and ".join(SAID[name] for name in bad)
+        raise LearnerDiverged(
+            f"{what} are infinite or NaN before the step began: weights have grown too large for the forward pass. "
+            "Nothing of this step was published or saved; go on from the last checkpoint with a lower learner.lr"
+        )
 
 
 def _score(packed: Pack, models: Models) -> dict[str, torch.Tensor]:
-    columns = columns_of(models)
+    columns = columns_of(models.needs)
     found = {REFERENCE: models.reference_logprobs(packed)} if REFERENCE in columns else {}
     if START in columns or (VALUES in columns and models.critic is None):
         scores = models.policy(packed)

@@ -13,7 +13,7 @@ import numpy as np
 from agentrl.objectives.base import Credit, GroupSignals, MemberSignals, StepColumns
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from agentrl.learner.samples import Candidates, Member
     from agentrl.objectives.base import Needs, Objective, ObjectiveConfig
@@ -70,32 +70,53 @@ def signals_of(
         needs: what the objective asks for.
         seed: of this step, for a selection that draws.
     """
-    groups = [_group_signals(found, index, scores) for index in range(len(found.rewards))]
+    known = frozenset(scores[0] if scores else columns_of(needs))
+    groups = [_group_signals(found, index, scores, known) for index in range(len(found.rewards))]
     credited: list[Credited] = []
     pairs: list[tuple[int, int]] = []
     for members, given in zip(found.members, objective.advantages(groups, options), strict=True):
         credit = given if isinstance(given, Credit) else Credit(advantages=given)
-        at: dict[int, int] = {}
-        for index, member in enumerate(members):
-            if member.place < 0 or found.samples[member.place].masked or (credit.trained is not None and not credit.trained[index]):
-                continue
-            at[index] = len(credited)
-            credited.append(_credited(found, member, credit, index, scores))
-        pairs += [(at[chosen], at[rejected]) for chosen, rejected in credit.pairs if chosen in at and rejected in at]
+        counted, whole = _counted(found, members, credit, needs)
+        at = {index: len(credited) + place for place, index in enumerate(counted)}
+        credited += [_credited(found, members[index], credit, index, scores) for index in counted]
+        pairs += [(at[chosen], at[rejected]) for chosen, rejected in whole]
     if needs.start and credited:
         credited = _selected(credited, found, objective, options, seed)
     units: list[tuple[int, ...]] = [*pairs] if needs.pairs else [(index,) for index in range(len(credited))]
-    counts = {
-        "learner/zero_advantage": float(sum(one.is_zero for one in credited)) if not needs.pairs else 0.0,
-        "learner/reward_mean": float(np.mean(np.concatenate(found.rewards))) if found.rewards else 0.0,
-    }
+    counts = {"learner/zero_advantage": float(sum(one.is_zero for one in credited)) if not needs.pairs else 0.0}
+    if found.rewards:
+        counts["learner/reward_mean"] = float(np.mean(np.concatenate(found.rewards)))
     if needs.pairs:
-        counts["learner/pairs"] = float(len(pairs))
+        counts |= {"learner/pairs": float(len(pairs)), "learner/unpaired": float(len(found.samples) - 2 * len(pairs))}
     return Signals(credited=tuple(credited), units=tuple(units), counts=counts)
 
 
-def _group_signals(found: Candidates, index: int, scores: Sequence[Mapping[str, np.ndarray]]) -> GroupSignals:
-    members = [_member_signals(found, member, scores) for member in found.members[index]]
+def columns_of(needs: Needs) -> tuple[str, ...]:
+    """What is scored of each token before the step begins.
+
+    The policy's own log-probs are not where the step is one optimizer step: they are those of its forward pass.
+    """
+    found = [REFERENCE] if needs.reference else []
+    if needs.start or needs.passes * needs.minibatches > 1:
+        found += [START, ENTROPY]
+    return (*found, *([VALUES] if needs.critic is not None else []))
+
+
+def _counted(found: Candidates, members: Sequence[Member], credit: Credit, needs: Needs) -> tuple[list[int], list[tuple[int, int]]]:
+    """Places of the members whose tokens the loss counts, and the pairs that both of theirs are left of."""
+    may = {
+        index
+        for index, member in enumerate(members)
+        if member.place >= 0 and not found.samples[member.place].masked and (credit.trained is None or credit.trained[index])
+    }
+    whole = [pair for pair in credit.pairs if may.issuperset(pair)]
+    if needs.pairs:
+        may = {index for pair in whole for index in pair}
+    return sorted(may), whole
+
+
+def _group_signals(found: Candidates, index: int, scores: Sequence[Mapping[str, np.ndarray]], known: Collection[str]) -> GroupSignals:
+    members = [_member_signals(found, member, scores, known) for member in found.members[index]]
     kl = None
     if all(member.reference_logprobs is not None for member in members):
         kl = np.array([np.sum(one.sampler_logprobs - one.reference_logprobs, dtype=np.float64) for one in members])
@@ -110,11 +131,10 @@ def _group_signals(found: Candidates, index: int, scores: Sequence[Mapping[str, 
     )
 
 
-def _member_signals(found: Candidates, member: Member, scores: Sequence[Mapping[str, np.ndarray]]) -> MemberSignals:
+def _member_signals(found: Candidates, member: Member, scores: Sequence[Mapping[str, np.ndarray]], known: Collection[str]) -> MemberSignals:
     empty = np.zeros(0, dtype=np.float32)
     sample = found.samples[member.place] if member.place >= 0 else None
     columns = scores[member.place] if sample is not None else {}
-    known = set(scores[0]) if scores else set()
 
     def column(name: str) -> np.ndarray | None:
         return (columns.get(name, empty)) if name in known else None

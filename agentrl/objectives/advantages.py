@@ -47,12 +47,16 @@ def sample_std(values: ArrayLike) -> float:
     ddof = 1 because the members are a sample of what the policy would answer; it is also TRL's choice. ddof = 0 would make every
     advantage larger by sqrt(n / (n - 1)): 1.41 at n = 2, 1.07 at n = 8.
     """
-    away = deviations(values)
+    return spread(deviations(values))
+
+
+def spread(away: np.ndarray) -> float:
+    """Root of the sum of squares of [members] deviations over members - 1; 0 where all are 0."""
     largest = float(np.abs(away).max(initial=0.0))
     if largest == 0.0:
         return 0.0
     # Scaled by the largest deviation, so that squares neither overflow nor vanish.
-    return largest * math.sqrt(math.fsum((away / largest) ** 2) / (len(away) - 1))
+    return largest * math.sqrt(math.fsum((away / largest) ** 2) / max(1, len(away) - 1))
 
 
 def leave_one_out(values: ArrayLike) -> np.ndarray:

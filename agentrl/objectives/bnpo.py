@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from agentrl.errors import ConfigError
-from agentrl.objectives.advantages import deviations, sample_std
+from agentrl.objectives.advantages import STD_EPS, deviations, sample_std
 from agentrl.objectives.credit import shaped_rewards
 from agentrl.objectives.grpo import CLIPPED, ClipConfig, clipped_tokens
 from agentrl.objectives.policy import policy_objective
@@ -26,14 +26,18 @@ MOST = 1e6
 class BNPOConfig(ClipConfig):
     """Options of BNPO. Rewards must lie between `reward_min` and `reward_max`; it was made for binary ones."""
 
+    refuses: ClassVar[tuple[str, ...]] = (*ClipConfig.refuses, "reward_min at or above reward_max: no reward would be in range")
     name: Literal["bnpo"] = "bnpo"
     scale_rewards: Literal["none"] = "none"
     """The Beta density takes the place of a spread."""
     baseline: Literal["group"] = "group"
+    reward_aggregation: Literal["sum_then_normalize"] = "sum_then_normalize"
     turn_discount: None = None
     """BNPO compares whole rollouts."""
     reward_min: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    """The least that a reward can be; it counts as 0."""
     reward_max: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    """The most that a reward can be; it counts as 1."""
 
     @model_validator(mode="after")
     def _in_order(self) -> BNPOConfig:
@@ -57,7 +61,7 @@ def beta_normalized(groups: Sequence[GroupSignals], config: BNPOConfig) -> list[
     Source: Xiao et al. 2025, arXiv:2506.02864, eq. 8 to 12.
     """
     width = config.reward_max - config.reward_min
-    unit = [(shaped_rewards(group, config) - config.reward_min) / width for group in groups]
+    unit = [(rewards - config.reward_min) / width for rewards in shaped_rewards(groups, config)]
     for rewards in unit:
         if len(rewards) and not (rewards.min() >= 0 and rewards.max() <= 1):
             low, high = rewards.min() * width + config.reward_min, rewards.max() * width + config.reward_min
@@ -71,11 +75,14 @@ def beta_normalized(groups: Sequence[GroupSignals], config: BNPOConfig) -> list[
 
 
 def fitted(means: np.ndarray) -> tuple[float, float]:
-    """Alpha and beta of the normalizing density; (1, 1), a flat one, where the means have no spread that a Beta distribution has."""
+    """Alpha and beta of the normalizing density; (1, 1), a flat one, where the means have no spread that a Beta distribution has.
+
+    Nor where it is below `STD_EPS`: that is no more than rounding, and gives densities of which rounding leaves nothing.
+    """
     if len(means) < 2:
         return 1.0, 1.0
-    mean, variance = float(means.mean()), sample_std(means) ** 2
-    if variance == 0 or not 0 < mean < 1:
+    mean, variance = math.fsum(means) / len(means), sample_std(means) ** 2
+    if variance <= STD_EPS**2 or not 0 < mean < 1:
         return 1.0, 1.0
     total = mean * (1 - mean) / variance - 1
     return max(1.0, 1 + total * mean / 3), max(1.0, 1 + total * (1 - mean) / 3)

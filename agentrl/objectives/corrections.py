@@ -34,6 +34,8 @@ class CorrectionConfig(BaseModel):
     """Whether it multiplies by rho; at most one of a list does."""
     by_sequence: ClassVar[bool] = False
     """Whether all tokens of a rollout get one factor."""
+    formula: ClassVar[str]
+    """The factor of a token, in one line of plain text."""
 
     def factor(self, rho: Rho) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """[tokens] factors, without gradient, and [tokens] of 0 and 1 under `masked` or `clipped`."""
@@ -57,6 +59,7 @@ class TIS(_Band):
     """Truncated importance sampling: rho, clamped (Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL")."""
 
     weighs: ClassVar[bool] = True
+    formula: ClassVar[str] = "clamp(rho, min, max)"
     name: Literal["tis"] = "tis"
 
     def factor(self, rho: Rho) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -69,6 +72,7 @@ class SequenceTIS(_Band):
 
     weighs: ClassVar[bool] = True
     by_sequence: ClassVar[bool] = True
+    formula: ClassVar[str] = "clamp(product of rho over the rollout, min, max)"
     name: Literal["sequence_tis"] = "sequence_tis"
 
     def factor(self, rho: Rho) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -80,6 +84,7 @@ class IcePop(_Band):
     """rho where it lies in the band, and 0 elsewhere (Ling team 2025, arXiv:2510.18855)."""
 
     weighs: ClassVar[bool] = True
+    formula: ClassVar[str] = "rho where min <= rho <= max, else 0"
     name: Literal["icepop"] = "icepop"
     min: Ratio = 0.5
     max: Ratio = 5.0
@@ -95,6 +100,7 @@ class SequenceMask(_Band):
 
     weighs: ClassVar[bool] = False
     by_sequence: ClassVar[bool] = True
+    formula: ClassVar[str] = "1 where min <= (product, or geometric mean, of rho over the rollout) <= max, else 0"
     name: Literal["sequence_mask"] = "sequence_mask"
     measure: Literal["product", "geometric"] = "product"
     """`product` of the rollout's rho, or its `geometric` mean, which does not grow with the length."""
@@ -112,6 +118,7 @@ class OffPolicyMask(CorrectionConfig):
 
     weighs: ClassVar[bool] = False
     by_sequence: ClassVar[bool] = True
+    formula: ClassVar[str] = "0 where A < 0 and mean over the rollout of log(sampler / start) > threshold, else 1"
     name: Literal["off_policy_mask"] = "off_policy_mask"
     threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
     """Nats a token: the mean of sampler - start over the rollout above which it is left out."""
@@ -127,6 +134,7 @@ class Veto(CorrectionConfig):
 
     weighs: ClassVar[bool] = False
     by_sequence: ClassVar[bool] = True
+    formula: ClassVar[str] = "0 where any rho of the rollout < below, else 1"
     name: Literal["veto"] = "veto"
     below: Annotated[float, Field(gt=0, lt=1)] = 1e-4
     """A rollout with any rho below this is left out."""
@@ -141,6 +149,7 @@ class RatioCap(CorrectionConfig):
     """Leave out tokens that the learner finds far likelier than the sampler did, whatever their advantage."""
 
     weighs: ClassVar[bool] = False
+    formula: ClassVar[str] = "0 where rho > max, else 1"
     name: Literal["ratio_cap"] = "ratio_cap"
     max: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 10.0
     """Tokens with rho above this are left out."""
@@ -225,19 +234,23 @@ def correct(batch: TokenBatch, corrections: Sequence[CorrectionConfig]) -> tuple
 def refusals(corrections: Sequence[CorrectionConfig], *, reanchors: bool, per_rollout: bool, objective: str) -> list[str]:
     """What is wrong with a list of corrections: double correction above all. Empty where nothing is."""
     names = [one.name for one in corrections]  # type: ignore[attr-defined]
-    found = [f"correction {name!r} is named twice" for name in sorted({name for name in names if names.count(name) > 1})]
+    found = [f"corrections: {name!r} is named twice" for name in sorted({name for name in names if names.count(name) > 1})]
     weights = [one.name for one in corrections if one.weighs]  # type: ignore[attr-defined]
     if len(weights) > 1:
-        found.append(f"{' and '.join(weights)} both weigh tokens by start / sampler, which would correct the same mismatch twice: keep one")
+        found.append(
+            f"corrections: {' and '.join(weights)} weigh tokens by start / sampler each, which would correct one mismatch twice: keep one"
+        )
     if weights and not reanchors:
         found.append(
-            f"{weights[0]} weighs tokens by start / sampler, and the ratio of {objective} is policy / sampler already: the mismatch would "
-            f"be corrected twice. Remove it, or take a mask ({', '.join(name for name, kind in CORRECTIONS.items() if not kind.weighs)})"
+            f"corrections: {weights[0]} weighs tokens by start / sampler, and the ratio of {objective} is policy / sampler already: the "
+            "mismatch would be corrected twice. Remove it, or take a mask "
+            f"({', '.join(name for name, kind in CORRECTIONS.items() if not kind.weighs)})"
         )
     if per_rollout:
         by_token = [one.name for one in corrections if not one.by_sequence]  # type: ignore[attr-defined]
         if by_token:
-            found.append(f"{by_token[0]} acts on tokens, and {objective} has one loss a rollout: take a correction of whole rollouts")
+            whole = ", ".join(name for name, kind in CORRECTIONS.items() if kind.by_sequence)
+            found.append(f"corrections: {by_token[0]} acts on tokens, and {objective} has one loss a rollout: take one of {whole}")
     return found
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from agentrl.objectives.advantages import sample_std
 from agentrl.objectives.base import Credit
 from agentrl.objectives.credit import shaped_rewards
 from agentrl.objectives.kl import penalty
@@ -47,21 +48,22 @@ def whiten(values: Sequence[np.ndarray]) -> list[np.ndarray]:
     if len(whole) < 2:
         return list(values)
     away = whole - math.fsum(whole) / len(whole)
-    scaled = away / math.sqrt(math.fsum(away**2) / (len(away) - 1) + WHITEN_EPS)
+    scaled = away / math.hypot(sample_std(whole), math.sqrt(WHITEN_EPS))
     return np.split(scaled, np.cumsum([len(one) for one in values])[:-1])
 
 
 def token_rewards(reward: float, member: MemberSignals, order: np.ndarray, config: PPOConfig) -> np.ndarray:
-    """[trained] float64, in `order`: what each turn gave at its last token, the rest at the last, and -beta * KL at each."""
+    """[trained] float64, in `order`: what each turn gave at its last token, the rest at the last, and -beta * KL at each.
+
+    What came in a turn without a token of its own goes to the last token before it, or to the first of all.
+    """
     rewards = np.zeros(len(order))
     if config.beta > 0 and config.kl_in == "reward":
         assert member.reference_logprobs is not None, "beta > 0 asks for a reference"
         rewards -= config.beta * penalty(member.sampler_logprobs, member.reference_logprobs, config.kl_estimator)[order]
     turns = member.turn[order]
     for index in np.flatnonzero(member.turn_rewards):
-        places = np.flatnonzero(turns == index)
-        if len(places):
-            rewards[places[-1]] += member.turn_rewards[index]
+        rewards[max(0, int(np.searchsorted(turns, index, side="right")) - 1)] += member.turn_rewards[index]
     rewards[-1] += reward - math.fsum(member.turn_rewards)
     return rewards
 
@@ -80,8 +82,8 @@ def critic_advantages(groups: Sequence[GroupSignals], config: PPOConfig) -> list
     bare = config.model_copy(update={"kl_in": "loss"})  # the KL goes to the tokens here
     advantages: list[np.ndarray] = []
     returns: list[np.ndarray] = []
-    for group in groups:
-        for reward, member in zip(shaped_rewards(group, bare), group.members, strict=True):
+    for group, rewards in zip(groups, shaped_rewards(groups, bare), strict=True):
+        for reward, member in zip(rewards, group.members, strict=True):
             if not len(member.turn):
                 advantages.append(np.zeros(0))
                 returns.append(np.zeros(0))

@@ -6,7 +6,7 @@ Further methods are settings of them: INTELLECT-2's two-sided clip (arXiv:2505.0
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class ClipConfig(PolicyConfig):
     """Options of every method with a clipped ratio."""
 
+    refuses: ClassVar[tuple[str, ...]] = ("delta up to 1 + clip_high: it would stop tokens that the clip lets through",)
     clip_low: Annotated[float, Field(gt=0, le=1)] = 0.2
     """The importance ratio is clipped below at `1 - clip_low`; 1 turns the lower clip off."""
     clip_high: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None

@@ -80,4 +80,4 @@ def adapted_coefficient(coefficient: float, kl: float, target: float, rollouts: 
     Source: Ziegler et al. 2019, arXiv:1909.08593, sec. 2.2.
     """
     error = min(0.2, max(-0.2, kl / target - 1))
-    return coefficient * (1 + error * rollouts / horizon)
+    return coefficient * (1 + error * min(1.0, rollouts / horizon))  # a step beyond the horizon must not turn its sign

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from agentrl.objectives.base import Losses, Needs, Normalization, Objective, ObjectiveConfig
 from agentrl.objectives.corrections import Correction, correct, refusals
-from agentrl.objectives.credit import Baseline, compared_rewards
+from agentrl.objectives.credit import Baseline, compared_rewards, contradictions
 from agentrl.objectives.entropy import adapted_entropy_coefficient, highest
 from agentrl.objectives.kl import KLEstimator, adapted_coefficient, reference_kl
 from agentrl.objectives.surrogate import importance_ratio
@@ -26,6 +26,18 @@ if TYPE_CHECKING:
     import torch
 
     from agentrl.objectives.base import StepColumns, TokenBatch
+
+MASKED = "correction/masked"
+"""1 where a token was left out, by whatever."""
+
+DEPENDENT = {
+    "overlong_cache": "overlong_length",
+    "kl_horizon": "kl_target",
+    "entropy_delta": "entropy_target",
+    "entropy_coef_min": "entropy_target",
+    "entropy_coef_max": "entropy_target",
+}
+"""Options without effect where another one is null."""
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -41,14 +53,16 @@ class PolicyConfig(ObjectiveConfig):
     """Whether it always is."""
     per_rollout: ClassVar[bool] = False
     """Whether the surrogate gives one loss a rollout."""
+    refuses: ClassVar[tuple[str, ...]] = ()
+    """Combinations of its own options that it refuses, and why, a sentence each."""
 
     baseline: Baseline = "group"
     """What a reward is compared with: the mean of its group (`group`), of its siblings (`leave_one_out`), of the step (`batch`), a running
     mean over earlier steps (`running`), or nothing (`none`)."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """What the centred rewards are divided by: the standard deviation of their group, that of the whole step, or nothing (Dr.GRPO)."""
-    reward_weights: dict[str, Finite] | None = None
-    """Weights of the named parts of the scores; null takes the scores as the environment gives them."""
+    reward_weights: Annotated[dict[str, Finite], Field(min_length=1)] | None = None
+    """Weights of the named parts of the scores; a part that a rollout lacks counts as 0. Null takes the scores as they are given."""
     reward_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
     """`normalize_then_sum`: each part is compared within its group before they are added up (GDPO)."""
     turn_discount: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -82,7 +96,9 @@ class PolicyConfig(ObjectiveConfig):
     entropy_delta: NonNegative = 0.005
     """Change of an adaptive `entropy_coef` a step."""
     entropy_coef_min: NonNegative = 0.0
+    """Lower bound of an adaptive `entropy_coef`."""
     entropy_coef_max: NonNegative = 1.0
+    """Upper bound of an adaptive `entropy_coef`."""
     top_entropy: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the step's tokens, those of the highest entropy, that the policy term trains, as if there were no others (0.2 in
     arXiv:2506.01939)."""
@@ -117,8 +133,10 @@ class PolicyConfig(ObjectiveConfig):
             found.append(f"entropy_coef_min={self.entropy_coef_min} must not exceed entropy_coef_max={self.entropy_coef_max}")
         if self.overlong_length is not None and self.overlong_cache > self.overlong_length:
             found.append(f"overlong_cache={self.overlong_cache} must not exceed overlong_length={self.overlong_length}")
-        if self.turn_discount is not None and self.reward_aggregation == "normalize_then_sum":
-            found.append("turn_discount and normalize_then_sum both say how rewards are compared: remove one")
+        found += contradictions(self)
+        for name, master in DEPENDENT.items():
+            if getattr(self, master) is None and getattr(self, name) != type(self).model_fields[name].default:
+                found.append(f"{name} has no effect without {master}: set {master}, or remove it")
         if self.top_entropy < 1 and self.per_rollout:
             found.append(f"top_entropy chooses tokens, and {self.name} has one loss a rollout")
         if self.turn_discount is not None and self.per_rollout:
@@ -148,12 +166,15 @@ def policy_losses(batch: TokenBatch, config: Any, *, surrogate: Callable[[TokenB
     the corrections', `kl` (nats a token).
     """
     found = surrogate(batch, config)
-    loss, weights = found.loss, None
-    token_metrics = dict(found.token_metrics)
+    loss, weights = found.loss, found.weights
+    metrics, token_metrics = dict(found.metrics), dict(found.token_metrics)
     if config.corrections:
-        weights, struck = correct(batch, config.corrections)
+        factors, struck = correct(batch, config.corrections)
+        if MASKED in metrics:  # the surrogate leaves tokens out too
+            struck[MASKED] = struck[MASKED].maximum(metrics.pop(MASKED))
         token_metrics |= struck
-        loss = loss * (batch.mean_by_rollout(weights) if found.per == "rollout" else weights)
+        loss = loss * (batch.mean_by_rollout(factors) if found.per == "rollout" else factors)
+        weights = factors if weights is None else weights * factors
     if "keep" in batch.columns:
         loss = loss * batch.columns["keep"]
         token_metrics["selected"] = (batch.columns["keep"] > 0).to(loss.dtype)
@@ -164,9 +185,10 @@ def policy_losses(batch: TokenBatch, config: Any, *, surrogate: Callable[[TokenB
         kl = reference_kl(batch.logprobs, batch.reference_logprobs, ratio, config.kl_estimator)
         terms["kl"] = config.beta * kl
         token_metrics["kl"] = kl.detach()
-    if config.entropy_coef > 0 and batch.entropy is not None:
+    if config.entropy_coef > 0:
+        assert batch.entropy is not None, "entropy_coef > 0 asks for entropies"
         terms["entropy"] = -config.entropy_coef * batch.entropy
-    return Losses(per=found.per, loss=loss, terms=terms, metrics=found.metrics, token_metrics=token_metrics, weights=weights)
+    return Losses(per=found.per, loss=loss, terms=terms, metrics=metrics, token_metrics=token_metrics, weights=weights)
 
 
 def policy_needs(config: Any) -> Needs:
@@ -249,13 +271,18 @@ def policy_objective(name: str, config: type[PolicyConfig], surrogate: Callable[
         "state": policy_state,
         "in_force": policy_in_force,
         "next_state": policy_next_state,
-        "refused": REFUSED,
+        "refused": (*REFUSED, *config.refuses),
     }
     return Objective(name=name, config=config, loss=partial(policy_losses, surrogate=surrogate), **(fields | options))
 
 
 REFUSED: Sequence[str] = (
     "two corrections that weigh by start / sampler, or one on a loss whose ratio is policy / sampler already: it would count twice",
+    "a correction of tokens, top_entropy or turn_discount where the objective has one loss a rollout",
     "kl_estimator k1 in the loss without kl_correction: its expected gradient is 0",
     "kl_target without beta: there is no coefficient to adapt",
+    "normalize_then_sum with another baseline or scale than the group's, or with turn_discount: each says how rewards are compared",
+    "scale_rewards with a baseline that is no mean of the same rewards: the spread can be 0 where what it divides is not",
+    "options that others leave without effect: overlong_cache without overlong_length, running_decay without baseline running, ...",
+    "entropy_coef_min above entropy_coef_max, overlong_cache above overlong_length: the range would be empty",
 )

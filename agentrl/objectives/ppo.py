@@ -27,6 +27,7 @@ class PPOConfig(ClipConfig):
     baseline: Literal["none"] = "none"
     """The critic's values are the baseline."""
     scale_rewards: Literal["none"] = "none"
+    reward_aggregation: Literal["sum_then_normalize"] = "sum_then_normalize"
     turn_discount: None = None
     """Turns are credited by the critic; see `discount`."""
     normalization: Normalization = "token_mean"
@@ -36,6 +37,7 @@ class PPOConfig(ClipConfig):
     discount: Annotated[float, Field(ge=0, le=1)] = 1.0
     """gamma, a token."""
     gae_lambda: Annotated[float, Field(ge=0, le=1)] = 0.95
+    """How far rewards are credited back past the critic's values: 0 trusts the next value, 1 only what was given."""
     whiten: bool = True
     """Shift and scale the advantages of the step to mean 0 and variance 1."""
     critic: Literal["head", "model"] = "model"

@@ -29,6 +29,12 @@ class PairConfig(ObjectiveConfig):
     truncated_penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Taken off the reward of rollouts that ran out of a budget."""
 
+    @model_validator(mode="after")
+    def _penalty_has_a_reward(self) -> PairConfig:
+        if self.truncated_penalty and self.preferences == "judge":
+            raise ValueError("truncated_penalty is taken off a reward, and preferences judge reads none: remove one of the two")
+        return self
+
 
 class OnlineDPOConfig(PairConfig):
     """Options of Online DPO."""
@@ -162,6 +168,8 @@ def _needs(config: Any) -> Needs:
     return Needs(reference=True, pairs=True, judge=config.preferences == "judge", group_size=2)
 
 
+PENALIZED_JUDGE = "truncated_penalty with preferences judge: there is no reward that it could be taken off"
+
 ONLINE_DPO = Objective(
     name="online_dpo",
     config=OnlineDPOConfig,
@@ -174,7 +182,7 @@ ONLINE_DPO = Objective(
     ),
     source="Guo et al. 2024, arXiv:2402.04792; losses: arXiv:2305.18290, arXiv:2310.12036",
     summary="DPO on pairs that the policy has just sampled, judged by reward or by the environment's comparison.",
-    refused=("pairing extremes with preferences judge: the judge compares fixed pairs, and has no best and worst",),
+    refused=("pairing extremes with preferences judge: the judge compares fixed pairs, and has no best and worst", PENALIZED_JUDGE),
     paper={"beta": "0.1"},
 )
 XPO = Objective(
@@ -189,5 +197,6 @@ XPO = Objective(
     ),
     source="Xie et al. 2024, arXiv:2405.21046, algorithm 1",
     summary="Online DPO with optimism: half of each group is sampled by the reference, and pushed down a little.",
+    refused=(PENALIZED_JUDGE,),
     paper={"beta": "0.1", "alpha": "5e-6 and falling"},
 )

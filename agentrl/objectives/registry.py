@@ -97,5 +97,5 @@ def validate(options: Mapping[str, Any]) -> ObjectiveConfig:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, list(known), n=1)
+    near = sorted(get_close_matches(name, list(known)), key=lambda other: sorted(other) != sorted(name))  # swapped letters first
     return f"; did you mean {near[0]!r}?" if near else "."

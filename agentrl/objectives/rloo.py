@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from agentrl.objectives.advantages import STD_EPS, sample_std
 from agentrl.objectives.base import Credit, Losses
@@ -25,6 +25,10 @@ class RLOOConfig(ClipConfig):
     """Options of RLOO; the clips are of a whole rollout's ratio."""
 
     per_rollout: ClassVar[bool] = True
+    refuses: ClassVar[tuple[str, ...]] = (
+        *ClipConfig.refuses,
+        "normalize_advantages with baseline running or none: the spread can be 0 where the advantages are not",
+    )
     name: Literal["rloo"] = "rloo"
     baseline: Baseline = "leave_one_out"
     scale_rewards: Literal["group", "batch", "none"] = "none"
@@ -35,6 +39,15 @@ class RLOOConfig(ClipConfig):
     """A rollout has one loss; their mean is taken."""
     normalize_advantages: bool = False
     """Divide the advantages by their standard deviation over the whole step (not in the paper)."""
+
+    @model_validator(mode="after")
+    def _normalized_around_a_mean(self) -> RLOOConfig:
+        if self.normalize_advantages and self.baseline in ("running", "none"):
+            raise ValueError(
+                f"normalize_advantages divides by the advantages' own spread, and with baseline {self.baseline} that is 0 where all are "
+                "equal and not 0: take another baseline, or remove it"
+            )
+        return self
 
 
 def leave_one_out_advantages(groups: Sequence[GroupSignals], config: RLOOConfig) -> list[np.ndarray | Credit]:

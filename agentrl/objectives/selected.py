@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from agentrl.objectives.base import Losses, Needs, Normalization
 from agentrl.objectives.grpo import ClipConfig, clipped_tokens
@@ -33,6 +33,7 @@ class M2POConfig(PolicyConfig):
 class ClipCovConfig(ClipConfig):
     """Options of Clip-Cov."""
 
+    refuses: ClassVar[tuple[str, ...]] = (*ClipConfig.refuses, "cov_min above cov_max: no token would lie between them")
     name: Literal["clip_cov"] = "clip_cov"
     share: Share = 2e-4
     """Share of the step's tokens whose gradient is taken away."""
@@ -41,6 +42,12 @@ class ClipCovConfig(ClipConfig):
     cov_max: Annotated[float, Field(allow_inf_nan=False)] = 5.0
     """... and this."""
     normalization: Normalization = "token_mean"
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ClipCovConfig:
+        if self.cov_min > self.cov_max:
+            raise ValueError(f"cov_min={self.cov_min} must not exceed cov_max={self.cov_max}")
+        return self
 
 
 class KLCovConfig(PolicyConfig):

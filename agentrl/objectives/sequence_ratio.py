@@ -6,7 +6,7 @@ rollout's tokens gives the paper's value back.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -38,6 +38,7 @@ class GSPOTokenConfig(ClipConfig):
 class GMPOConfig(ClipConfig):
     """Options of GMPO; its clips are in nats of a token's log-ratio."""
 
+    refuses: ClassVar[tuple[str, ...]] = ()
     name: Literal["gmpo"] = "gmpo"
     clip_low: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.4
     """The log-ratio of a token is clipped below at `-clip_low`."""

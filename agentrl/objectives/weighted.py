@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from agentrl.objectives.base import Losses, Normalization
 from agentrl.objectives.credit import Baseline
@@ -55,9 +55,13 @@ class VESPOConfig(PolicyConfig):
     reanchors: ClassVar[bool] = False
     name: Literal["vespo"] = "vespo"
     k_pos: Positive = 2.0
+    """k where the advantage is 0 or more: how fast the weight rises with a small w."""
     lambda_pos: Positive = 3.0
+    """lambda there: how fast it falls with a large w."""
     k_neg: Positive = 3.0
+    """k where the advantage is negative."""
     lambda_neg: Positive = 2.0
+    """lambda there."""
     scale_rewards: Literal["group", "batch", "none"] = "none"
     normalization: Normalization = "token_mean"
 
@@ -71,12 +75,6 @@ class REINFORCEConfig(PolicyConfig):
     ratio_max: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = 5.0
     """Upper bound of policy / sampler; null has none."""
     normalization: Normalization = "sequence_sum"
-
-    @model_validator(mode="after")
-    def _scale_has_a_group(self) -> REINFORCEConfig:
-        if self.scale_rewards == "group" and self.baseline not in ("group", "leave_one_out"):
-            raise ValueError(f"scale_rewards group divides by a group's spread, and the baseline is {self.baseline}: take batch or none")
-        return self
 
 
 def capped_weights(batch: TokenBatch, config: CISPOConfig) -> Losses:
@@ -117,14 +115,16 @@ def soft_gate(batch: TokenBatch, config: SAPOConfig) -> Losses:
 def variational_weights(batch: TokenBatch, config: VESPOConfig) -> Losses:
     """-sg(phi(w)) A logp, w = policy / sampler of the whole rollout, phi(w) = w^k exp(lambda (1 - w)), which is 1 at w = 1.
 
-    k and lambda are those of the advantage's sign. Metrics [tokens]: `vespo/phi_seq_mean`. Source: arXiv:2602.10693.
+    k and lambda are those of the advantage's sign. phi is capped as a ratio is, which matters where the two are far apart.
+
+    Metrics [tokens]: `vespo/phi_seq_mean`. Source: arXiv:2602.10693.
     """
     total = batch.sum_by_rollout(log_ratio_to_anchor(batch, config).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO))
     log = total.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)[batch.rollout]
     better = (batch.advantages >= 0).to(log.dtype)
     k = better * config.k_pos + (1 - better) * config.k_neg
     slope = better * config.lambda_pos + (1 - better) * config.lambda_neg
-    phi = (slope + k * log - slope * log.exp()).exp()
+    phi = (slope + k * log - slope * log.exp()).clamp(max=MAX_LOG_RATIO).exp()
     return Losses(per="token", loss=-phi * batch.advantages * batch.logprobs, metrics={"vespo/phi_seq_mean": phi})
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from agentrl import wire
+from agentrl.environment import Environment, SingleTurn
 from agentrl.errors import AgentRLError, ConfigError, WorkerDied
 from agentrl.processes import start_child
 from agentrl.rollout.hosted import clean, describe
@@ -50,6 +51,8 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """How many rows the split has."""
 
     length: int
+    compares: bool
+    """Whether the environment says which of two episodes is better."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -87,6 +90,8 @@ class RemoteRows:
             self.close()
             raise
         self._length = cast("Loaded", loaded).length
+        self.compares = cast("Loaded", loaded).compares
+        """Whether the environment says which of two episodes is better."""
 
     def __len__(self) -> int:
         return self._length
@@ -118,11 +123,26 @@ class RemoteRows:
 
 def load_rows(environment: str, split: Split, imports: Sequence[str]) -> Sequence[Any]:
     """The rows of a split, in this process. Raises `ConfigError` naming what the environment did wrong."""
+    return _rows_of(_instance(environment, imports), environment, split)
+
+
+def can_compare(environment: Environment) -> bool:
+    """Whether it defines `compare`; one over a dataset does where it was given a judge."""
+    own = type(environment).compare
+    if isinstance(environment, SingleTurn) and own is SingleTurn.compare:
+        return environment.judge is not None
+    return own is not Environment.compare
+
+
+def _instance(environment: str, imports: Sequence[str]) -> Environment:
     from agentrl import registry
 
     for name in imports:
         registry.import_module(name)
-    instance = registry.load(environment)()
+    return registry.load(environment)()
+
+
+def _rows_of(instance: Environment, environment: str, split: Split) -> Sequence[Any]:
     what = name_of(environment, split)
     try:
         rows: Any = instance.tasks(split)
@@ -161,10 +181,11 @@ def _serve(sock: socket.socket) -> None:
         try:
             if isinstance(message, Load):
                 environment, split = message.environment, message.split
-                rows = load_rows(message.environment, cast("Split", message.split), message.imports)
+                instance = _instance(environment, message.imports)
+                rows = _rows_of(instance, environment, cast("Split", split))
                 if len(rows):
                     plain_row(name_of(environment, split), rows, 0)  # what is wrong with all rows is told before anything else starts
-                wire.send(sock, Loaded(length=len(rows)))
+                wire.send(sock, Loaded(length=len(rows), compares=can_compare(instance)))
             else:
                 wire.send(sock, Row(row=plain_row(name_of(environment, split), rows, message.index)))
         except AgentRLError as error:

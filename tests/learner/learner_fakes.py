@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -137,4 +138,91 @@ def distance(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> f
     """The largest relative L2 distance of a parameter's gradients."""
     assert left.keys() == right.keys()
     gaps = {name: float((left[name].double() - right[name].double()).norm()) for name in left}
-    return max(gap / float(right[name].double().norm()) if gap else 0.0 for name, gap in gaps.items())
+    return max((gap / float(right[name].double().norm()) if gap else 0.0 for name, gap in gaps.items()), default=0.0)
+
+
+def others(learner: Learner) -> dict[str, torch.Tensor]:
+    """The weights of critic and reference, whole; a collective where the ranks hold shards."""
+    models = {"critic": learner.models.critic, "reference": learner.models.reference, "head": learner.policy.value_head}
+    return {
+        f"{kind}.{name}": (one.full_tensor() if hasattr(one, "full_tensor") else one).detach().clone()
+        for kind, model in models.items()
+        if model is not None
+        for name, one in model.named_parameters()
+    }
+
+
+def every_gradient(learner: Learner, groups: list[Group], **options: object) -> list[dict[str, torch.Tensor]]:
+    """The gradients of each optimizer step of a step at rest, those of a critic of its own under `critic.`; optionally other settings."""
+    config, models = learner.config, learner.models
+    taken: list[dict[str, torch.Tensor]] = []
+
+    def read(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        own = optimizer is not models.optimizers[0]
+        module = models.critic if own else learner.policy
+        found = {f"{'critic.' if own else ''}{name}": one.grad.clone() for name, one in module.named_parameters() if one.grad is not None}
+        if own:
+            taken[-1] |= found
+        else:
+            taken.append(found)
+
+    handles = [optimizer.register_step_pre_hook(read) for optimizer in models.optimizers]
+    learner.config = config.model_copy(update={"learner": config.learner.model_copy(update={"lr": 0.0, "max_grad_norm": None} | options)})
+    learner.step, step = 0, learner.step
+    learner.update(groups)
+    learner.config, learner.step = config, step
+    for handle in handles:
+        handle.remove()
+    return taken
+
+
+def rivals(groups: list[Group], share: float) -> list[Group]:
+    """The same groups, the second half of each sampled with a share of the reference."""
+    contract = SamplingContract(reference_share=share)
+    result = []
+    for group in groups:
+        half = len(group.rollouts) // 2
+        second = [
+            dataclasses.replace(one, turns=tuple(dataclasses.replace(each, contract=contract) for each in one.turns))
+            for one in group.rollouts[half:]
+        ]
+        result.append(dataclasses.replace(group, rollouts=(*group.rollouts[:half], *second)))
+    return result
+
+
+def with_scores(groups: list[Group], scores: list[list[float | None]]) -> list[Group]:
+    """The same groups with other scores."""
+    return [
+        dataclasses.replace(
+            group,
+            rollouts=tuple(
+                dataclasses.replace(one, score=Score.unscorable("no verdict") if value is None else Score(value=value))
+                for one, value in zip(group.rollouts, values, strict=True)
+            ),
+        )
+        for group, values in zip(groups, scores, strict=True)
+    ]
+
+
+def with_turn_rewards(groups: list[Group], seed: int = 0) -> list[Group]:
+    """The same groups, some turns with a reward of their own that is part of the score."""
+    draw = np.random.default_rng(seed)
+    result = []
+    for group in groups:
+        rollouts = []
+        for one in group.rollouts:
+            given = [float(draw.choice([0.0, -1.0, 0.5])) for _ in one.turns]
+            turns = tuple(dataclasses.replace(each, reward=reward) for each, reward in zip(one.turns, given, strict=True))
+            value = None if one.score.value is None else one.score.value + sum(given)
+            rollouts.append(dataclasses.replace(one, turns=turns, score=one.score if value is None else Score(value=value)))
+        result.append(dataclasses.replace(group, rollouts=tuple(rollouts)))
+    return result
+
+
+def shaken(learner: Learner, seed: int = 0, scale: float = 0.02) -> Learner:
+    """The learner with its weights moved away from where it began, those of its critic too."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in learner.models.trained:
+            parameter.add_(torch.randn(parameter.shape, generator=draw, dtype=torch.float64).to(parameter.dtype) * scale)
+    return learner

@@ -26,78 +26,16 @@ UNCHANGED = {"lr": 0.0, "max_grad_norm": None}
 WIDE = {"hidden_size": 64, "head_dim": 32, "intermediate_size": 96, "scale": 0.05}
 """Large enough that float32 sums of a head's 32 numbers do not cancel to noise."""
 
-OBJECTIVES: list[dict[str, object]] = [
-    {"name": "grpo"},
-    {"name": "grpo", "normalization": "token_mean", "beta": 0.1},
-    {"name": "grpo", "normalization": "constant", "scale_rewards": "none"},
-    {"name": "rloo", "beta": 0.1},
-]
+OBJECTIVES: list[dict[str, object]] = [{"name": "grpo"}, {"name": "grpo", "normalization": "token_mean", "beta": 0.1}]
 
 
 def gradient(learner: Learner, groups: list[Group], **options: object) -> dict[str, torch.Tensor]:
     return fakes.gradient_at_rest(learner, groups, **options)[0]
 
 
-def one_row_at_a_time(folder: str, groups: list[Group], objective: dict[str, object]) -> dict[str, torch.Tensor]:
-    """The same gradient by transformers' own forward pass over whole unpacked rows, in float64."""
-    found, options = objectives.get(str(objective["name"])), objectives.validate(objective)
-    # Not eager attention: its softmax is in float32.
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, attn_implementation="sdpa")
-    rollouts = [rollout for group in groups for rollout in group.rollouts]
-    scored = [objectives.GroupSignals(rewards=np.array(group.scores, dtype=np.float64)) for group in groups]
-    parts = []
-    for rollout in rollouts:
-        new, old = [], []
-        for row in rows_of(rollout):
-            logits = model(input_ids=torch.from_numpy(row.ids.astype(np.int64))[None], use_cache=False).logits[0]
-            places = np.flatnonzero(row.trained)
-            targets = torch.from_numpy(row.ids[places].astype(np.int64))
-            new.append(torch.log_softmax(logits, -1)[places - 1].gather(1, targets[:, None])[:, 0])
-            old.append(torch.from_numpy(row.sampler_logprobs[places]).double())
-        parts.append((torch.cat(new), torch.cat(old)))
-    reference = [new.detach() for new, _ in parts]  # the reference is the model that the learner starts from
-    referred = found.needs(options).reference
-    if referred:
-        kls = [float((old - ref).sum()) for (_, old), ref in zip(parts, reference, strict=True)]
-        ends = np.cumsum([len(group.rollouts) for group in groups])
-        split = np.split(np.array(kls), ends[:-1])
-        scored = [dataclasses.replace(one, reference_kl=kl) for one, kl in zip(scored, split, strict=True)]
-    advantages = np.concatenate(found.advantages(scored, options))
-    total = torch.zeros((), dtype=torch.float64)
-    tokens = sum(len(new) for new, _ in parts)
-    for (new, old), ref, advantage in zip(parts, reference, advantages, strict=True):
-        batch = TokenBatch(
-            logprobs=new,
-            sampler_logprobs=old,
-            advantages=torch.full_like(old, float(advantage)),
-            rollout=torch.zeros(len(new), dtype=torch.int64),
-            num_rollouts=1,
-            rollout_advantages=torch.tensor([float(advantage)], dtype=torch.float64),
-            reference_logprobs=ref if referred else None,
-        )
-        losses = found.loss(batch, options)
-        loss = sum(losses.terms.values(), losses.loss)
-        mean = loss.mean() / len(rollouts)
-        scale = {"sequence_mean": mean, "token_mean": loss.sum() / tokens, "constant": loss.sum() / (len(rollouts) * 256)}
-        total = total + scale[found.normalization(options)]
-    total.backward()
-    return {f"model.{name}": parameter.grad for name, parameter in model.named_parameters()}
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_the_gradient_is_that_of_plain_rows_by_definition(objective: dict[str, object], model_folder: Callable[..., str]) -> None:
-    folder = model_folder(kind="starcoder2")  # its norms stay in float64; RMS norms of transformers compute in float32
-    learner = fakes.make_learner(folder, fakes.run_config(learner=UNCHANGED), objective, master_dtype=torch.float64)
-    groups = fakes.make_groups(7)
-    expected = one_row_at_a_time(folder, groups, objective)
-    # Old log-probs reach an objective as float32; rewards minus a KL of float32 reference log-probs are not exact beyond that.
-    bound = 1e-6 if objective["name"] == "rloo" else 1e-12
-    assert fakes.distance(gradient(learner, groups), expected) < bound
-
-
 @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10_000), budget=st.integers(1, 120), shuffle=st.randoms(use_true_random=False))
-@pytest.mark.parametrize("objective", OBJECTIVES[:2], ids=str)
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_the_gradient_does_not_depend_on_cuts_packings_or_orders(
     objective: dict[str, object], model_folder: Callable[..., str], seed: int, budget: int, shuffle: object
 ) -> None:

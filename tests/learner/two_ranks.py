@@ -26,15 +26,17 @@ def main(plan_file: str) -> None:
     learner = fakes.make_learner(
         plan["model"], config, plan["objective"], accelerator=accelerator, master_dtype=getattr(torch, plan["dtype"])
     )
-    result: dict[str, object] = {"gradients": [], "metrics": []}
+    result: dict[str, object] = {"gradients": [], "metrics": [], "marks": [learner.fingerprint()]}
     for step in plan["steps"]:
         mine = fakes.make_groups(**step) if accelerator.is_main_process else None
         groups = list(broadcast_groups(accelerator, mine))
         taken, metrics = fakes.gradient_at_rest(learner, groups)
         result["gradients"].append(taken)  # type: ignore[attr-defined]
         result["metrics"].append(metrics)  # type: ignore[attr-defined]
+        result["marks"].append(learner.fingerprint())  # type: ignore[attr-defined]
     learner.update(groups)
     result["weights"] = {name: tensor.clone() for name, tensor in learner.named_weights()}
+    result["others"] = fakes.others(learner)
     learner.save(out / "checkpoint")
     learner.export(out / "model", None)
     resumed = fakes.make_learner(
@@ -45,6 +47,8 @@ def main(plan_file: str) -> None:
         one.update(fakes.make_groups(99))
     pairs = zip(learner.named_weights(), resumed.named_weights(), strict=True)
     result["resumed_equal"] = all(torch.equal(left, right) for (_, left), (_, right) in pairs)
+    pairs = zip(fakes.others(learner).values(), fakes.others(resumed).values(), strict=True)
+    result["resumed_equal"] &= all(torch.equal(left, right) for left, right in pairs)  # type: ignore[operator]
     torch.save(result, out / f"rank{accelerator.process_index}.pt")
     accelerator.end_training()
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from itertools import accumulate
+from pathlib import Path
 
 import pytest
 import torch
 
 from agentrl.objectives import TokenBatch
+
+sys.path.insert(0, str(Path(__file__).parent))  # builders that several modules here share
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from agentrl.environment import Environment, SingleTurn
 from agentrl.errors import ConfigError, WorkerDied
-from agentrl.rollout.rows import RemoteRows, load_rows, plain_row
+from agentrl.rollout.rows import RemoteRows, can_compare, load_rows, plain_row
 
 BAD = Path(__file__).parents[1] / "bad_env.py"
 
@@ -79,3 +80,31 @@ def test_a_bad_row_is_the_tasks_fault_and_a_dead_process_is_nobodys(tmp_path):
     with pytest.raises(WorkerDied, match="was killed by SIGKILL"):
         rows[0]
     rows.close()
+
+
+class Comparing(Environment):
+    def compare(self, first, second):
+        return 0.5
+
+
+class ComparingRows(SingleTurn):
+    async def compare(self, first, second):
+        return 0.5
+
+
+def test_who_compares():
+    assert can_compare(Comparing())
+    assert not can_compare(Environment())
+    assert can_compare(SingleTurn(train=[], judge=lambda **_: [0]))
+    assert not can_compare(SingleTurn(train=[], rewards=[lambda **_: [0.0]]))
+    assert can_compare(ComparingRows(train=[], rewards=[lambda **_: [0.0]]))
+
+
+def test_the_process_says_whether_its_environment_compares(tmp_path):
+    source = tmp_path / "judging.py"
+    methods = "    def tasks(self, split):\n        return [{'prompt': 'x'}]\n    def compare(self, first, second):\n        return 1\n"
+    source.write_text(f"from agentrl import Environment\nclass Judging(Environment):\n{methods}")
+    for spec, compares in ((f"{source}:Judging", True), ("arithmetic", False)):
+        rows = RemoteRows(spec, "train", imports=(), log=tmp_path / "log")
+        assert (rows.compares, len(rows) > 0) == (compares, True)
+        rows.close()

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import learner_fakes as fakes
+import numpy as np
+import pytest
+
+from agentrl import objectives
+from agentrl.errors import ConfigError
+from agentrl.learner.samples import candidates
+from agentrl.records import SamplingContract
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from agentrl.records import Group, Rollout
+
+
+def needs_of(**objective: Any) -> objectives.Needs:
+    return objectives.get(objective["name"]).needs(objectives.validate(objective))
+
+
+def sampled_with(group: Group, shares: list[float]) -> Group:
+    """The group, each member sampled with a share of the reference."""
+    rollouts = []
+    for rollout, share in zip(group.rollouts, shares, strict=True):
+        contract = SamplingContract(reference_share=share)
+        rollouts.append(dataclasses.replace(rollout, turns=tuple(dataclasses.replace(one, contract=contract) for one in rollout.turns)))
+    return dataclasses.replace(group, rollouts=tuple(rollouts))
+
+
+@pytest.mark.parametrize(
+    ("objective", "right", "wrong"),
+    [
+        ({"name": "xpo"}, [0, 0, 1, 1], [[0, 0, 0, 0], [0, 0, 1, 0], [1, 0, 1, 1], [1, 1, 0, 0], [0, 0, 0.5, 1]]),
+        ({"name": "nash_md", "mixture": 0.25}, [0, 0, 0.25, 0.25], [[0, 0, 0, 0], [0.25, 0, 0.25, 0.25], [0, 0, 1, 1]]),
+        ({"name": "a2po"}, [0, 0, 1, 1], [[0, 0, 0, 1], [0, 1, 1, 1]]),
+        ({"name": "online_dpo"}, [0, 0, 0, 0], [[0, 0, 1, 1], [0, 0, 0, 0.25]]),
+        ({"name": "grpo"}, [0, 0, 0, 0], [[0, 0, 0, 1]]),
+    ],
+    ids=str,
+)
+def test_each_half_is_sampled_as_the_objective_has_it(objective: dict[str, Any], right: list[float], wrong: list[list[float]]) -> None:
+    needs, config, group = needs_of(**objective), fakes.run_config(), fakes.make_groups(0)[0]
+    found = candidates([sampled_with(group, right)], config, needs)
+    assert [member.rival for member in found.members[0]] == [share > 0 for share in right]
+    for shares in wrong:
+        with pytest.raises(ConfigError, match=r"member \d, was sampled at .*reference_share=.* sample as the run file says"):
+            candidates([sampled_with(group, shares)], config, needs)
+
+
+def test_a_failed_member_makes_nobody_a_rival() -> None:
+    """Which half a rollout is in follows from its own place in the group as it was played."""
+    group = sampled_with(
+        fakes.with_scores(fakes.make_groups(0, members=6), [[None, 1.0, 1.0, None, 1.0, 1.0]] + [[0.0] * 6] * 2)[0], [0] * 3 + [1] * 3
+    )
+    found = candidates([group], fakes.run_config(), needs_of(name="xpo"))
+    assert [(member.member, member.rival) for member in found.members[0]] == [(1, False), (2, False), (4, True), (5, True)]
+    assert found.sizes == (6,)
+
+
+def with_logprob(rollout: Rollout, value: float) -> Rollout:
+    """The rollout, the last of its sampled tokens with this log-prob."""
+    span = rollout.turns[-1].span
+    logprobs = span.logprobs.copy()
+    logprobs[-1] = value
+    turns = (*rollout.turns[:-1], dataclasses.replace(rollout.turns[-1], span=dataclasses.replace(span, logprobs=logprobs)))
+    return dataclasses.replace(rollout, turns=turns)
+
+
+@pytest.mark.parametrize("value", [-np.inf, np.inf])
+@pytest.mark.parametrize("objective", [{"name": "grpo"}, {"name": "ppo", "epochs": 1}, {"name": "rloo"}, {"name": "online_dpo"}], ids=str)
+def test_a_rollout_with_an_infinite_log_prob_is_as_good_as_failed(
+    value: float, objective: dict[str, Any], model_folder: Callable[..., str]
+) -> None:
+    groups = fakes.make_groups(4)
+    broken = [dataclasses.replace(one, rollouts=(with_logprob(one.rollouts[0], value), *one.rollouts[1:])) for one in groups]
+    failed = [
+        dataclasses.replace(one, rollouts=(fakes.rollout(list(one.rollouts[0].turns), member=0, score=None), *one.rollouts[1:]))
+        for one in groups
+    ]
+    learner = fakes.make_learner(model_folder(), fakes.run_config(), objective)
+    expected, others = fakes.gradient_at_rest(learner, failed)
+    found, metrics = fakes.gradient_at_rest(learner, broken)
+    assert fakes.distance(found, expected) == 0.0
+    assert (metrics["mask/not_finite"], metrics["mask/unscorable"]) == (3, 0)
+    assert (others["mask/not_finite"], others["mask/unscorable"]) == (0, 3)
+    assert all(np.isfinite(number) for number in metrics.values())
+
+
+def test_a_group_of_infinities_is_too_small(model_folder: Callable[..., str]) -> None:
+    groups = fakes.make_groups(4, groups=1, members=3)
+    rollouts = groups[0].rollouts
+    broken = dataclasses.replace(groups[0], rollouts=(*[with_logprob(one, -np.inf) for one in rollouts[:2]], rollouts[2]))
+    metrics = fakes.make_learner(model_folder(), fakes.run_config()).update([broken])
+    assert (metrics["mask/not_finite"], metrics["mask/small_group"], metrics["learner/skipped"]) == (2, 1, 1)
