@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from agentrl.engines.reference_share import check_reference_share
 from agentrl.errors import ConfigError
+from agentrl.replay import mistakes_of_replay
+from agentrl.warm_start import mistakes_of_warm_start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,6 +60,8 @@ def mistakes_of_needs(config: RunConfig, needs: Needs, name: str) -> Iterator[tu
             ("judge",),
             f"`judge` compares rollouts, and objective {name!r} asks for no comparison; set objective.preferences=judge, or remove it",
         )
+    yield from mistakes_of_replay(config, needs, name)
+    yield from mistakes_of_warm_start(config, needs, name)
 
 
 def check_needs(config: RunConfig, needs: Needs, name: str) -> None:

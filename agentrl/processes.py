@@ -43,6 +43,12 @@ class Child:
         tail = last_lines(self.log, 8)
         return f"{self.name} {how}" + (f"; its last lines ({self.log}):\n{tail}" if tail else f" and wrote nothing to {self.log}")
 
+    def ended_by(self, number: signal.Signals, within_s: float = 1.0) -> bool:
+        """Whether a signal has ended it, or does very soon."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.process.wait(within_s) == -number
+        return False
+
     def watch(self, on_end: Callable[[Child], None]) -> None:
         """Call `on_end` from a thread of its own as soon as the child ends, unless that was expected."""
 

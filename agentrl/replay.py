@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from agentrl.buffer import has_signal
-from agentrl.errors import ConfigError
 from agentrl.objectives.advantages import STD_EPS, deviations, sample_std
 from agentrl.run_folder import ReplayEntry
 
@@ -166,10 +165,3 @@ def mistakes_of_replay(config: RunConfig, needs: Needs, name: str) -> Iterator[t
             f"`replay` would play against the rivals of earlier steps, and with objective {name!r} the rival changes as the run goes on: "
             "remove replay",
         )
-
-
-def check_replay(config: RunConfig, needs: Needs, name: str) -> None:
-    """Raise `ConfigError` with everything that is wrong."""
-    mistakes = [text for _, text in mistakes_of_replay(config, needs, name)]
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))

@@ -26,13 +26,12 @@ from agentrl.metrics import group_metrics, why_idle
 from agentrl.needs import check_needs
 from agentrl.processes import launched_rank
 from agentrl.records import SamplingContract, Version
-from agentrl.replay import check_replay
 from agentrl.restore import load_checkpoint, open_buffer, open_replay
 from agentrl.rollout.tokenizer import load_tokenizer
 from agentrl.run_folder import RunFolder, RunState, new_folder, read_metrics
 from agentrl.session import Session, cpu_share, spare_cores
 from agentrl.tasks import TaskSource
-from agentrl.warm_start import check_warm_start, read_warm_start, warm_up
+from agentrl.warm_start import read_warm_start, warm_up
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -223,8 +222,7 @@ def train(config: RunConfig, *, resume: Path | None = None, progress: Progress) 
     objective = objectives.get(config.objective["name"])
     objective_config = objectives.validate(config.objective)
     needs = objective.needs(objective_config)
-    for check in (check_needs, check_replay, check_warm_start):
-        check(config, needs, objective.name)
+    check_needs(config, needs, objective.name)
     if launched_rank() > 0:
         with told_in_one_line():
             follow(config, objective, objective_config, RunFolder(resume).latest_checkpoint() if resume else None)

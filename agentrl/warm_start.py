@@ -63,13 +63,6 @@ def mistakes_of_warm_start(config: RunConfig, needs: Needs, name: str) -> Iterat
         )
 
 
-def check_warm_start(config: RunConfig, needs: Needs, name: str) -> None:
-    """Raise `ConfigError` with everything that is wrong."""
-    mistakes = [text for _, text in mistakes_of_warm_start(config, needs, name)]
-    if mistakes:
-        raise ConfigError("\n".join(mistakes))
-
-
 def read_warm_start(config: RunConfig, needs: Needs) -> list[Group]:
     """The groups to train on, in the order of the log; as many as the steps take, or all there are.
 

@@ -10,7 +10,8 @@ from fakes import make_group
 from agentrl import objectives
 from agentrl.config import ReplayConfig, RunConfig
 from agentrl.errors import CheckpointError, ConfigError
-from agentrl.replay import Replay, check_replay, priority
+from agentrl.needs import check_needs
+from agentrl.replay import Replay, priority
 from agentrl.restore import open_replay
 from agentrl.rollout_log import RolloutLog
 from agentrl.run_folder import ReplayEntry, RunFolder, RunState
@@ -197,18 +198,18 @@ def test_a_checkpoint_without_replay_starts_with_nothing(tmp_path):
 def test_objectives_that_replay_would_train_wrongly_are_refused(objective, said):
     options = objectives.validate(objective)
     needs = objectives.get(objective["name"]).needs(options)
-    check_replay(make_config(replay=None), needs, objective["name"])
+    check_needs(make_config(replay=None), needs, objective["name"])
     if said is None:
-        check_replay(make_config(), needs, objective["name"])
+        check_needs(make_config(), needs, objective["name"])
         return
     with pytest.raises(ConfigError, match=said):
-        check_replay(make_config(), needs, objective["name"])
+        check_needs(make_config(), needs, objective["name"])
 
 
 def test_a_rival_whose_reference_moves_is_refused():
     needs = objectives.get("xpo").needs(objectives.validate({"name": "xpo"}))
     with pytest.raises(ConfigError, match="the rival changes as the run goes on"):
-        check_replay(make_config(learner={"reference_sync": {}}), needs, "xpo")
+        check_needs(make_config(learner={"reference_sync": {}}), needs, "xpo")
 
 
 def test_unscorable_members_count_nowhere():

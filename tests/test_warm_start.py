@@ -13,11 +13,12 @@ from test_two_ranks import LAUNCHER
 from agentrl import objectives, runfile
 from agentrl.config import RunConfig
 from agentrl.errors import ConfigError, LearnerDiverged
+from agentrl.needs import check_needs
 from agentrl.objectives import Needs
 from agentrl.objectives.supervised import WARM_START_NLL
 from agentrl.rollout_log import RolloutLog, read_groups
 from agentrl.run_folder import RunFolder, read_metrics
-from agentrl.warm_start import check_vocabulary, check_warm_start, read_warm_start, warm_steps
+from agentrl.warm_start import check_vocabulary, read_warm_start, warm_steps
 
 GROUPED = Needs(group_size=2)
 
@@ -210,9 +211,9 @@ def test_what_a_run_file_can_get_wrong():
     with pytest.raises(ConfigError, match=r"`warm_start\.run` is missing: Folder of the earlier run"):
         runfile.load(None, ["warm_start.steps=5"], {"model": "m", "env": "e"})
     needs = objectives.get("xpo").needs(objectives.validate({"name": "xpo"}))
-    check_warm_start(make_config("r"), needs, "xpo")
+    check_needs(make_config("r"), needs, "xpo")
     with pytest.raises(ConfigError, match=r"plays against rivals .*: set warm_start\.mode=supervised"):
-        check_warm_start(make_config("r", mode="off_policy"), needs, "xpo")
+        check_needs(make_config("r", mode="off_policy"), needs, "xpo")
 
 
 SMALL = (

@@ -85,7 +85,7 @@ def signals_of(
     units: list[tuple[int, ...]] = [*pairs] if needs.pairs else [(index,) for index in range(len(credited))]
     counts = {"learner/zero_advantage": float(sum(one.is_zero for one in credited)) if not needs.pairs else 0.0}
     if found.rewards:
-        counts["learner/reward_mean"] = float(np.mean(np.concatenate(found.rewards)))
+        counts["learner/reward_mean"] = float(np.mean(np.concatenate(objective.rewards(groups, options))))
     if needs.pairs:
         counts |= {"learner/pairs": float(len(pairs)), "learner/unpaired": float(len(found.samples) - 2 * len(pairs))}
     return Signals(credited=tuple(credited), units=tuple(units), counts=counts)
@@ -97,7 +97,7 @@ def columns_of(needs: Needs) -> tuple[str, ...]:
     The policy's own log-probs are not where the step is one optimizer step: they are those of its forward pass.
     """
     found = [REFERENCE] if needs.reference else []
-    if needs.start or needs.passes * needs.minibatches > 1:
+    if needs.start or (needs.reads_start and needs.passes * needs.minibatches > 1):
         found += [START, ENTROPY]
     return (*found, *([VALUES] if needs.critic is not None else []))
 

@@ -70,6 +70,8 @@ class Needs:
     """The environment compares the rollouts of each pair."""
     group_size: int = 1
     """Smallest group in which the signal is defined."""
+    reads_start: bool = True
+    """Whether the loss reads the learner's log-probs of the start where a step has several optimizer steps."""
     passes: int = 1
     """How often a step's data is gone over."""
     minibatches: int = 1
@@ -241,6 +243,10 @@ def _always(config: Any) -> Normalization:
     return "sequence_mean"
 
 
+def _scores(groups: Sequence[GroupSignals], config: Any) -> list[np.ndarray]:
+    return [group.rewards for group in groups]
+
+
 def _no_columns(columns: StepColumns, config: Any) -> dict[str, np.ndarray]:
     return {}
 
@@ -257,6 +263,8 @@ class Objective:
     loss: Callable[[TokenBatch, Any], Losses]
     needs: Callable[[Any], Needs] = _nothing
     normalization: Callable[[Any], Normalization] = _always
+    rewards: Callable[[Sequence[GroupSignals], Any], Sequence[np.ndarray]] = _scores
+    """The rewards that advantages are made of, [members] float64 a group: the scores as they are, or shaped."""
     select: Callable[[StepColumns, Any], dict[str, np.ndarray]] = _no_columns
     """The whole step's tokens -> further [tokens] columns for the loss; called only where `needs` says `start`."""
     zero_advantage_is_zero_loss: Callable[[Any], bool] = _never

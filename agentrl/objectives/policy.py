@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from agentrl.objectives.base import Losses, Needs, Normalization, Objective, ObjectiveConfig
 from agentrl.objectives.corrections import Correction, correct, refusals
-from agentrl.objectives.credit import Baseline, compared_rewards, contradictions
+from agentrl.objectives.credit import Baseline, compared_rewards, contradictions, shaped_rewards
 from agentrl.objectives.entropy import adapted_entropy_coefficient, highest
 from agentrl.objectives.kl import KLEstimator, adapted_coefficient, reference_kl
 from agentrl.objectives.surrogate import importance_ratio
@@ -264,6 +264,7 @@ def policy_objective(name: str, config: type[PolicyConfig], surrogate: Callable[
     """A row of the registry around a surrogate; `options` replace any field of `Objective`."""
     fields: dict[str, Any] = {
         "advantages": compared_rewards,
+        "rewards": shaped_rewards,
         "needs": policy_needs,
         "normalization": lambda one: one.normalization,
         "select": policy_select,

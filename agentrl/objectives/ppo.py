@@ -135,6 +135,11 @@ def _ppo_needs(config: Any) -> Needs:
     return replace(policy_needs(config), critic=critic)
 
 
+def _decoupled_needs(config: Any) -> Needs:
+    """With the interpolated proximal policy nothing of the loss itself asks for the start."""
+    return replace(policy_needs(config), reads_start=config.proximal == "recomputed" or bool(config.corrections))
+
+
 PPO = policy_objective(
     "ppo",
     PPOConfig,
@@ -154,6 +159,7 @@ DECOUPLED_PPO = policy_objective(
     "decoupled_ppo",
     DecoupledPPOConfig,
     decoupled_tokens,
+    needs=_decoupled_needs,
     formula=(
         "-sg(proximal / sampler) min(u A, clip(u, 1 - clip_low, 1 + clip_high) A), u = policy / proximal\n"
         "proximal = the learner as it begins the step; mean over all tokens of the minibatch"

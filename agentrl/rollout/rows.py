@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -109,6 +110,8 @@ class RemoteRows:
         except OSError as error:
             answer, reason = None, f" ({error})"
         if answer is None:
+            if self._child.ended_by(signal.SIGKILL):  # nobody's configuration: the machine ran out of memory, or somebody ended it
+                fault = WorkerDied
             self._child.stop()
             raise fault(f"{self._what}: {self._child.describe_end()}{reason}")
         if isinstance(answer, Broken):

@@ -47,7 +47,7 @@ class World:
 
 
 THETA, MU, REFERENCE = table(1), table(1) + table(2, 0.4), table(3)
-VALUES, START_VALUES = np.array([0.3, 0.5, -0.2, 0.4]), np.array([0.25, 0.1, -0.1, 0.45])
+VALUES, START_VALUES = np.array([0.3, 0.5, -0.2, 0.4]), np.array([0.25, 0.1, 0.3, 0.05])
 COMMON: dict[str, Any] = {"reference": REFERENCE, "values": VALUES, "start_values": START_VALUES}
 ON_POLICY = World(now=THETA, sampler=THETA, **COMMON)
 OFF_POLICY = World(now=THETA, sampler=MU, staleness=1, **COMMON)

@@ -249,7 +249,7 @@ def loglinear() -> Hand:
     # One step stale, two behind the policy that is being made: the proximal policy is the geometric mean of sampler and policy.
     v1, v2, v3 = sqrt(R1), sqrt(R2), sqrt(R3)
     assert v1 > 1.2
-    return Hand(loss=(-v1 * 1.2 * A - v2 * v2 * A + v3 * v3 * A) / 3)
+    return Hand(loss=(-v1 * 1.2 * A - v2 * v2 * A + v3 * v3 * A) / 3, options={"clip_low": 0.2})
 
 
 def online_dpo() -> Hand:

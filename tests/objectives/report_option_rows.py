@@ -63,7 +63,7 @@ def correction(
 CORRECTIONS: tuple[Row, ...] = (
     correction("tis", worked.tis, checks.tis, choices.truncated(1.1), "start", {"max": 1e9}, max=1.1),
     correction("sequence_tis", worked.sequence_tis, checks.sequence_tis, choices.truncated_product(1.05), "start", {"max": 1e9}, max=1.05),
-    correction("icepop", worked.icepop, checks.icepop, choices.popped(0.8, 1.2), "start", {"min": 0, "max": 1e9}, min=0.8, max=1.2),
+    correction("icepop", worked.icepop, checks.icepop, choices.popped(0.85, 1.2), "start", {"min": 0, "max": 1e9}, min=0.85, max=1.2),
     correction(
         "sequence_mask",
         worked.sequence_mask_product,
@@ -79,13 +79,14 @@ CORRECTIONS: tuple[Row, ...] = (
         "sequence_mask",
         worked.sequence_mask_geometric,
         checks.geometric_mask,
-        choices.masked_sequence(0.9, 1.05, root=True),
+        choices.masked_sequence(0.85, 1.1, root=True),
         "sampler",
         {"measure": "geometric", "max": 1e9},
         "sequence_mask, geometric",
+        learner={"measure": "geometric", "min": 0.95, "max": 1.02},
         measure="geometric",
-        min=0.9,
-        max=1.05,
+        min=0.85,
+        max=1.1,
     ),
     correction(
         "off_policy_mask",
@@ -260,8 +261,9 @@ OPTIONS: tuple[Row, ...] = (
         "decoupled_ppo: loglinear",
         hand.loglinear,
         trl.not_in_trl,
-        rewarded(GROUP, papers.decoupled(0.2, 0.2, interpolated=True), "token_mean"),
-        {"name": "decoupled_ppo", "proximal": "loglinear"},
+        rewarded(GROUP, papers.decoupled(0.05, 0.05, interpolated=True), "token_mean"),
+        # Narrow clips: of what is not clipped, the weight times the ratio is policy / sampler wherever the proximal policy lies.
+        {"name": "decoupled_ppo", "proximal": "loglinear", "clip_low": 0.05},
         differences=differences.interpolated,
         learner={"minibatches": 1},
     ),
