@@ -36,6 +36,7 @@ def group_metrics(groups: Sequence[Group], *, step: int) -> dict[str, float]:
         "completions/mean_length": float(lengths.mean()),
         "completions/min_length": float(lengths.min()),
         "completions/max_length": float(lengths.max()),
+        **_terminated_lengths(lengths, [rollout.ending for rollout in rollouts]),
         "completions/clipped_ratio": endings["truncated"] / len(rollouts),
         "rollout/turns": float(np.mean([len(rollout.turns) for rollout in rollouts])),
         "rollout/sampled_tokens": float(lengths.sum()),
@@ -48,6 +49,13 @@ def group_metrics(groups: Sequence[Group], *, step: int) -> dict[str, float]:
         metrics[f"rollout/{ending}"] = float(endings[ending])
     metrics |= _counter_means(rollouts)
     return metrics
+
+
+def _terminated_lengths(lengths: np.ndarray, endings: Sequence[str]) -> dict[str, float]:
+    """Of the rollouts that ended by themselves and not by a budget; 0 where there are none, as TRL has it."""
+    ended = lengths[[ending != "truncated" for ending in endings]]
+    figures = {"mean": ended.mean(), "min": ended.min(), "max": ended.max()} if len(ended) else dict.fromkeys(("mean", "min", "max"), 0.0)
+    return {f"completions/{name}_terminated_length": float(value) for name, value in figures.items()}
 
 
 def is_rival(rollout: Rollout) -> bool:

@@ -23,3 +23,12 @@ def highest(entropies: np.ndarray, share: float) -> np.ndarray:
         return np.ones(len(entropies))
     keep = entropies >= np.quantile(entropies, 1 - share)
     return np.asarray(keep * (len(entropies) / keep.sum()), dtype=np.float64)
+
+
+def needed(entropies: np.ndarray, target: float) -> np.ndarray:
+    """[tokens] 1 where an adaptive bonus counts: in every token of a step whose mean entropy is not above the target, else 0.
+
+    Source: Skywork-OR1, He et al. 2025, arXiv:2505.22312, eq. 3.2; the entropy is that of the step itself, not of the one before.
+    """
+    wanted = len(entropies) > 0 and float(entropies.mean()) <= target
+    return np.full(len(entropies), float(wanted))

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from agentrl.objectives.base import Losses, Needs, Normalization, Objective, ObjectiveConfig
 from agentrl.objectives.corrections import Correction, correct, refusals
 from agentrl.objectives.credit import Baseline, compared_rewards, contradictions, shaped_rewards
-from agentrl.objectives.entropy import adapted_entropy_coefficient, highest
+from agentrl.objectives.entropy import adapted_entropy_coefficient, highest, needed
 from agentrl.objectives.kl import KLEstimator, adapted_coefficient, reference_kl
 from agentrl.objectives.surrogate import importance_ratio
 
@@ -187,7 +187,7 @@ def policy_losses(batch: TokenBatch, config: Any, *, surrogate: Callable[[TokenB
         token_metrics["kl"] = kl.detach()
     if config.entropy_coef > 0:
         assert batch.entropy is not None, "entropy_coef > 0 asks for entropies"
-        terms["entropy"] = -config.entropy_coef * batch.entropy
+        terms["entropy"] = -config.entropy_coef * batch.entropy * batch.columns.get("bonus", 1.0)
     return Losses(per=found.per, loss=loss, terms=terms, metrics=metrics, token_metrics=token_metrics, weights=weights)
 
 
@@ -196,7 +196,7 @@ def policy_needs(config: Any) -> Needs:
     compares = config.baseline in ("group", "leave_one_out")
     return Needs(
         reference=config.beta > 0,
-        start=config.top_entropy < 1,
+        start=config.top_entropy < 1 or config.adapts_entropy,
         entropy=config.entropy_coef > 0 or config.adapts_entropy,
         group_size=2 if compares else 1,
         passes=config.epochs,
@@ -206,8 +206,9 @@ def policy_needs(config: Any) -> Needs:
 
 
 def policy_select(columns: StepColumns, config: Any) -> dict[str, np.ndarray]:
-    """The tokens that the policy term trains, where that is fewer than all."""
-    return {"keep": highest(columns.start_entropy, config.top_entropy)} if config.top_entropy < 1 else {}
+    """The tokens that the policy term trains, where that is fewer than all; whether an adaptive entropy bonus counts in this step."""
+    chosen = {"keep": highest(columns.start_entropy, config.top_entropy)} if config.top_entropy < 1 else {}
+    return chosen | ({"bonus": needed(columns.start_entropy, config.entropy_target)} if config.adapts_entropy else {})
 
 
 def zero_at_zero_advantage(config: Any) -> bool:
@@ -223,15 +224,13 @@ def policy_state(config: Any) -> dict[str, float]:
     if config.kl_target is not None:
         state["beta"] = config.beta
     if config.adapts_entropy:
-        state |= {"entropy_coef": config.entropy_coef, "entropy": float("inf")}
+        state["entropy_coef"] = config.entropy_coef
     return state
 
 
 def policy_in_force(config: Any, state: Mapping[str, float]) -> Any:
-    """The config with what has adapted; an adaptive bonus counts only while the last step's entropy was below its target."""
-    values: dict[str, float] = {name: state[name] for name in ("running_baseline", "beta") if name in state}
-    if "entropy_coef" in state:
-        values["entropy_coef"] = state["entropy_coef"] if state["entropy"] <= config.entropy_target else 0.0
+    """The config with what has adapted."""
+    values: dict[str, float] = {name: state[name] for name in ("running_baseline", "beta", "entropy_coef") if name in state}
     return config.model_copy(update=values) if values else config
 
 
@@ -248,7 +247,6 @@ def policy_next_state(config: Any, state: Mapping[str, float], metrics: Mapping[
         per_rollout = metrics["kl"] * metrics["learner/counted_tokens"] / rollouts
         new["beta"] = adapted_coefficient(state["beta"], per_rollout, config.kl_target, rollouts, config.kl_horizon)
     if "entropy_coef" in state and "entropy" in metrics:
-        new["entropy"] = metrics["entropy"]
         new["entropy_coef"] = adapted_entropy_coefficient(
             state["entropy_coef"],
             metrics["entropy"],

@@ -75,13 +75,13 @@ def test_the_entropy_bonus_comes_and_goes_with_the_entropy(model_folder: Callabl
         "entropy_coef_max": most,
     }
     learner = learner_of(folder, objective)
-    coefficient, last, in_force = 0.03, np.inf, []
+    coefficient, in_force = 0.03, []
     for seed, factor in enumerate((1, 2, 1, 1, 1, 0.5, 1, 1.5)):  # a sharper policy, then a blunter one
         groups = fakes.make_groups(seed)
         with torch.no_grad():
             learner.policy.base.get_output_embeddings().weight.mul_(factor)
         entropy = float(scored(folder, learner, groups)[2].mean())
-        in_force.append(coefficient if last <= target else 0.0)
+        in_force.append(coefficient if entropy <= target else 0.0)
         state = dict(learner.state)
         (found,) = fakes.every_gradient(learner, groups)
         expected = plain_gradients(folder, learner, groups, {"name": "grpo", "entropy_coef": in_force[-1]})
@@ -89,11 +89,10 @@ def test_the_entropy_bonus_comes_and_goes_with_the_entropy(model_folder: Callabl
         learner.state = state
         learner.update(groups)
         coefficient = min(most, max(least, coefficient + (delta if entropy < target else -delta)))
-        last = entropy
-        assert learner.state == pytest.approx({"entropy_coef": coefficient, "entropy": entropy})
-    assert in_force[0] == 0.0
+        assert learner.state == pytest.approx({"entropy_coef": coefficient})
     assert len(set(in_force)) > 3, "the course of the test passes the target both ways"
-    assert 0.0 in in_force[3:]
+    assert 0.0 in in_force
+    assert any(in_force)
 
 
 @pytest.mark.parametrize("decay", [None, 0.0, 0.7])
@@ -134,13 +133,13 @@ def test_a_step_without_rollouts_adapts_nothing(objective: dict[str, Any], model
         assert learner.state == state
 
 
-def test_an_entropy_that_nothing_has_measured_yet_survives_a_checkpoint(model_folder: Callable[..., str], tmp_path: Path) -> None:
+def test_what_has_adapted_comes_back_from_a_checkpoint(model_folder: Callable[..., str], tmp_path: Path) -> None:
     objective = {"name": "grpo", "entropy_target": 1.0, "entropy_coef": 0.1}
     learner = learner_of(model_folder(kind="starcoder2"), objective)
     learner.save(tmp_path)
     learner.update(fakes.make_groups(0))
     learner.load(tmp_path)
-    assert learner.state == {"entropy_coef": 0.1, "entropy": float("inf")}
+    assert learner.state == {"entropy_coef": 0.1}
 
 
 def test_several_optimizer_steps_adapt_once(model_folder: Callable[..., str]) -> None:
@@ -148,5 +147,5 @@ def test_several_optimizer_steps_adapt_once(model_folder: Callable[..., str]) ->
         model_folder(kind="starcoder2"),
         {"name": "ppo", "epochs": 2, "minibatches": 2, "kl_target": 1e-9, "kl_horizon": 120.0, "beta": 0.5, "entropy_target": 99.0},
     )
-    metrics = learner.update(fakes.make_groups(0))
-    assert learner.state == pytest.approx({"beta": 0.5 * (1 + 0.2 * 12 / 120), "entropy_coef": 0.005, "entropy": metrics["entropy"]})
+    learner.update(fakes.make_groups(0))
+    assert learner.state == pytest.approx({"beta": 0.5 * (1 + 0.2 * 12 / 120), "entropy_coef": 0.005})

@@ -88,11 +88,11 @@ def entropy_bonus() -> Hand:
 
 
 def adaptive_entropy() -> Hand:
-    # After a step at 1.5 nats, below the target of 2, the coefficient has grown from 0.01 to 0.015; at the target it stays; above it there
-    # is no bonus.
+    # After a step at 1.5 nats, below the target of 2, the coefficient has grown from 0.01 to 0.015; at the target it stays. This step's
+    # entropies have a mean of 0.8: above a target of 0.75 there is no bonus.
     bonus = ((0.9 + 0.8) / 2 + 0.7) / 2
     at = Hand(loss=PLAIN - 0.01 * bonus, options={"after": {"entropy": 2.0}})
-    above = Hand(loss=PLAIN, options={"after": {"entropy": 2.5}})
+    above = Hand(loss=PLAIN, options={"entropy_target": 0.75, "after": {"entropy": 0.7}})
     return Hand(loss=PLAIN - 0.015 * bonus, options={"after": {"entropy": 1.5}}, also=(at, above))
 
 

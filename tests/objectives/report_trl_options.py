@@ -119,7 +119,7 @@ def adaptive_entropy() -> Cell:
         means = {"name": "grpo", "normalization": "token_mean"}
         terms = [(1, {"name": "grpo"}), (1, means | adaptive), (-1, means)]
         gaps += summed_gaps(entry, terms, grouped(plays()))
-    return verdict(gaps, note="coefficient and gate; else as above")
+    return verdict(gaps, note="coefficient and gate; its gate looks at the step before, the same here; else as above")
 
 
 def top_entropy() -> Cell:

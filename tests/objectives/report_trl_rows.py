@@ -41,7 +41,7 @@ aipo = m2po = clip_cov = kl_cov = reinforce = decoupled_ppo = not_in_trl
 
 
 def dppo() -> Cell:
-    return reason("not in TRL (removed before 1.12)")
+    return reason("not in TRL 1.16; no older values stored")
 
 
 def grpo() -> Cell:

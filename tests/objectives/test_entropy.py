@@ -12,7 +12,7 @@ from toys import SHARED, batch, losses, slopes
 
 from agentrl.errors import ConfigError
 from agentrl.objectives import StepColumns, get, validate
-from agentrl.objectives.entropy import adapted_entropy_coefficient, highest
+from agentrl.objectives.entropy import adapted_entropy_coefficient, highest, needed
 
 # Tokens of the highest entropy.
 
@@ -141,12 +141,23 @@ def run(entropies, **options):
     return seen
 
 
-def test_the_bonus_is_in_force_only_while_the_last_entropy_was_not_above_the_target():
-    # Nothing is known before the first step: no bonus. 0.1 < 0.2: on, one delta more. 0.2: on, unchanged. 0.5: off, and less for later.
-    assert run([0.1, 0.2, 0.5, 0.1]) == pytest.approx([0, 0.015, 0.015, 0, 0.015])
-    assert run([0.1] * 3, entropy_delta=0.1, entropy_coef_max=0.15) == pytest.approx([0, 0.11, 0.15, 0.15])
-    assert run([0.5, 0.5, 0.1], entropy_coef_min=0.008) == pytest.approx([0, 0, 0, 0.013])
-    assert run([0.1, None, 0.1]) == pytest.approx([0, 0.015, 0.015, 0.02])
+def test_the_coefficient_follows_the_entropies_of_the_steps():
+    # 0.1 < 0.2: one delta more. 0.2: unchanged. 0.5: one less.
+    assert run([0.1, 0.2, 0.5, 0.1]) == pytest.approx([0.01, 0.015, 0.015, 0.01, 0.015])
+    assert run([0.1] * 3, entropy_delta=0.1, entropy_coef_max=0.15) == pytest.approx([0.01, 0.11, 0.15, 0.15])
+    assert run([0.5, 0.5, 0.1], entropy_coef_min=0.008) == pytest.approx([0.01, 0.008, 0.008, 0.013])
+    assert run([0.1, None, 0.1]) == pytest.approx([0.01, 0.015, 0.015, 0.02])
+
+
+@pytest.mark.parametrize(("entropies", "counts"), [([0.1, 0.3], 1), ([0.1, 0.31], 0), ([0.2], 1), ([], 0)])
+def test_an_adaptive_bonus_counts_where_the_entropy_of_the_step_itself_is_not_above_the_target(entropies, counts):
+    assert needed(np.array(entropies), 0.2).tolist() == [counts] * len(entropies)
+    config = validate({"name": "grpo", "entropy_target": 0.2, "entropy_coef": 0.01})
+    assert get("grpo").needs(config).start
+    if entropies:
+        flat = [-1.0] * len(entropies)
+        inputs = batch([flat], [flat], [1.5], entropy=[entropies], bonus=[[float(counts)] * len(entropies)])
+        assert get("grpo").loss(inputs, config).terms["entropy"].tolist() == pytest.approx([-0.01 * counts * one for one in entropies])
 
 
 def test_an_adaptive_bonus_asks_for_entropies_even_while_it_is_0():
