@@ -11,6 +11,7 @@ from agentrl.interrupt import Abandoned, Interrupt
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_breaks_off_a_wait_and_the_second_everything(number):
     interrupt = Interrupt()
+    found = signal.signal(number, signal.SIG_DFL)  # under nohup SIGHUP is ignored, and stays so
     before = signal.getsignal(number)
     with interrupt.installed():
         with pytest.raises(KeyboardInterrupt) as first, interrupt.waiting():
@@ -19,6 +20,7 @@ def test_the_first_signal_breaks_off_a_wait_and_the_second_everything(number):
         with pytest.raises(Abandoned):
             os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
+    signal.signal(number, found)
 
 
 def test_a_signal_during_work_takes_effect_at_the_next_wait():

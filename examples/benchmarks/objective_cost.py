@@ -2,13 +2,12 @@
 
     python examples/benchmarks/objective_cost.py [--core 0] [--repeats 40] [--objective grpo --objective ppo ...]
 
-A step with the objective against one with the plainest loss over the same tokens, -A log p with constant A known beforehand: the same
-forward and backward passes of the model, the same optimizer steps, the same pairs and critic. The two take turns; `cost` is the median
-difference of two neighbours over the median plain step, `step_s`. So it counts all that is the objective's own: advantages, what it
-selects over the whole step, its loss forward and backward, its metrics, the columns that it reads. Forward passes of its own (a
-reference, the learner's log-probs before the step) are named in `passes_s` and left out of both sides: the model's, not the
-objective's, they cost what a forward pass costs. `loss_share` is the part of a step between the model's forward pass and its backward
-pass, what the learner itself does there included.
+One learner takes steps with the objective and with the plainest loss over the same tokens, in turn: -A log p with constant A known
+beforehand. Everything else is the same: the model's passes, the optimizer steps, pairs and critic. `cost` is the median difference of
+two neighbours over `step_s`, the median plain step. So it counts all that is the objective's own: advantages, what it selects over the
+whole step, its loss forward and backward, its metrics. Forward passes that it asks for (a reference, the learner's log-probs before
+the step) are in both, named in `passes_s` and left out of `step_s`: the model's, not the objective's, they cost what a forward pass
+costs. `loss_share` is the part of a step between the model's forward pass and its backward pass, what the learner does there included.
 
 Seconds are of the CPU, on one pinned core, so that other work on the machine counts little. `quickstart`: 32 groups of 8 rollouts of 8
 tokens, as in `examples/quickstart.yaml`. `larger`: 64 groups of 8 rollouts of 32 tokens. Both with the quickstart's model.
@@ -39,7 +38,7 @@ from agentrl.session import resolve_model
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agentrl.objectives import GroupSignals, TokenBatch
+    from agentrl.objectives import GroupSignals, StepColumns, TokenBatch
 
 SIZES = {"quickstart": (32, 8), "larger": (64, 32)}
 """Groups of a step, tokens of a rollout."""
@@ -47,33 +46,32 @@ MEMBERS = 8
 PROMPT_TOKENS = 8
 
 
-class Plain:
-    """The plainest objective that trains what another one trains."""
+class Switch:
+    """An objective that can be made the plainest that trains the same tokens, and back."""
 
-    def __init__(self, objective: Objective, options: Any) -> None:
-        self._objective, self._credits = objective, list[Credit]()
-        self.watched = replace(objective, advantages=self._watch)
-        """The objective itself; what it trains is noted."""
-        needs = replace(objective.needs(options), reference=False, start=False, entropy=False)
-        self.plain = Objective(
-            name="plain",
-            config=objective.config,
-            advantages=lambda groups, options: self._credits,
-            loss=minus_logprobs,
-            needs=lambda options: needs,
-            normalization=objective.normalization,
-        )
+    def __init__(self, objective: Objective) -> None:
+        self.plain = False
+        self.objective = replace(objective, advantages=self._advantages, loss=self._loss, select=self._select)
+        self._own, self._credits = objective, list[Credit]()
 
-    def _watch(self, groups: Sequence[GroupSignals], options: Any) -> Sequence[np.ndarray | Credit]:
-        given = self._objective.advantages(groups, options)
+    def _advantages(self, groups: Sequence[GroupSignals], options: Any) -> Sequence[np.ndarray | Credit]:
+        if self.plain:
+            return self._credits
+        given = self._own.advantages(groups, options)
         if not self._credits:
             for group, one in zip(groups, given, strict=True):
                 constant = np.ones(len(group.rewards))
                 self._credits.append(replace(one, advantages=constant) if isinstance(one, Credit) else Credit(advantages=constant))
         return given
 
+    def _loss(self, batch: TokenBatch, options: Any) -> Losses:
+        return minus_logprobs(batch) if self.plain else self._own.loss(batch, options)
 
-def minus_logprobs(batch: TokenBatch, options: Any) -> Losses:
+    def _select(self, columns: StepColumns, options: Any) -> dict[str, np.ndarray]:
+        return {} if self.plain else self._own.select(columns, options)
+
+
+def minus_logprobs(batch: TokenBatch) -> Losses:
     """[tokens] -A log p; the critic takes part in the backward pass where there is one."""
     loss = -batch.logprobs * batch.advantages
     return Losses(per="token", loss=loss if batch.values is None else loss + 0.0 * batch.values)
@@ -108,30 +106,31 @@ def rollout(
 
 
 def timed(learner: Learner, groups: Sequence[Group]) -> dict[str, float]:
-    """CPU seconds of a step: without passes of its own, and of those."""
+    """CPU seconds of a step: whole, without forward passes before it, of those, and of the loss."""
     wall, cpu = time.perf_counter(), time.process_time()
     metrics = learner.update(groups)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     passes = cpu * metrics["time/reference_s"] / wall
-    return {"step": cpu - passes, "passes": passes, "loss": cpu * metrics["time/objective_s"] / wall}
+    return {"whole": cpu, "step": cpu - passes, "passes": passes, "loss": cpu * metrics["time/objective_s"] / wall}
 
 
 def measure(name: str, folder: str, vocabulary: int, size: tuple[int, int], repeats: int) -> dict[str, float]:
     """One objective under its defaults against the plain one."""
     objective, options = objectives.get(name), objectives.validate({"name": name})
-    sides = Plain(objective, options)
+    switch = Switch(objective)
     groups = make_groups(*size, vocabulary, objective.needs(options).rival)
     config = RunConfig(model=folder, learner=LearnerConfig(device="cpu", lr=0.0), steps=10**6)
-    own, plain = (Learner(config, one, options, folder, threads=1) for one in (sides.watched, sides.plain))
+    learner = Learner(config, switch.objective, options, folder, threads=1)
     pairs = []
     for number in range(repeats + 2):
-        order = (own, plain) if number % 2 == 0 else (plain, own)
-        found = {learner: timed(learner, groups) for learner in order}
-        pairs.append((found[own], found[plain]))
+        found = {}
+        for switch.plain in (False, True) if number % 2 == 0 else (True, False):
+            found[switch.plain] = timed(learner, groups)
+        pairs.append((found[False], found[True]))
     pairs = pairs[2:]  # the first ones allocate and cache
     step = statistics.median(other["step"] for _, other in pairs)
     return {
-        "cost": statistics.median(one["step"] - other["step"] for one, other in pairs) / step,
+        "cost": statistics.median(one["whole"] - other["whole"] for one, other in pairs) / step,
         "step_s": step,
         "passes_s": statistics.median(one["passes"] for one, _ in pairs),
         "loss_share": statistics.median(one["loss"] for one, _ in pairs) / step,
