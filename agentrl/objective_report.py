@@ -190,7 +190,8 @@ def _needs(objective: Objective) -> Iterator[tuple[str, str]]:
         times = f"{needs.passes} x {needs.minibatches}"
         yield f"{times} updates", f"{times} optimizer steps for each step of the run: epochs x minibatches; one forward pass more"
     elif "minibatches" in options:
-        yield "", "with epochs x minibatches > 1, one forward pass more"
+        entropy = ", top_entropy < 1 or entropy_target" if "top_entropy" in options and not needs.start else ""
+        yield "", f"with epochs x minibatches > 1{entropy}, one forward pass more"
 
 
 def _rivals(share: float) -> str:
