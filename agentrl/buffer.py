@@ -12,8 +12,6 @@ from collections import Counter, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from agentrl.errors import AgentRLError, RunCannotLearn
 from agentrl.records import Disposition, Group, Rollout, Task, Version
 
@@ -112,7 +110,7 @@ class Buffer:
         """What becomes of a group that cannot be trained, or that dynamic sampling leaves out; None for one that is to be trained."""
         if sum(score is not None for score in group.scores) < min(self._needs.group_size, len(group.rollouts)):
             return "unscorable"
-        return "filtered" if self._needs.signal and not has_signal(group) else None
+        return "filtered" if self._needs.signal and not has_signal(group, self._needs) else None
 
     def dispatch(self) -> Dispatch | None:
         """The next group to play, or None while the staleness budget is spent, the data has ended or the run has failed."""
@@ -226,7 +224,7 @@ class Buffer:
         with self._changed:
             step = self._admission.version + 1
             for group in groups:
-                self._log.dispose(group.index, member_dispositions(group, compares=self._needs.group_size > 1), step=step)
+                self._log.dispose(group.index, member_dispositions(group, self._needs), step=step)
                 del self._groups[group.index]
             self._admission.step([group.index for group in groups])
         self.on_open()
@@ -307,20 +305,27 @@ class Buffer:
         )
 
 
-def has_signal(group: Group) -> bool:
-    """Whether a comparison within the group says anything: two scores differ, or a judge preferred one of two."""
-    values = np.array([np.nan if score is None else score for score in group.scores], dtype=np.float64)
-    known = values[~np.isnan(values)]
-    differ = len(known) > 1 and bool((known != known[0]).any())
+def has_signal(group: Group, needs: Needs) -> bool:
+    """Whether a comparison within the group says anything: two rewards differ, or a judge preferred one of two.
+
+    Rewards are the scores, or also what `needs` says that the objective makes them of.
+    """
+    scorable = [rollout for rollout in group.rollouts if rollout.score.scorable]
+    compared: list[object] = [rollout.score.value for rollout in scorable]
+    if needs.by_part:
+        compared = [(value, sorted(rollout.score.parts.items())) for value, rollout in zip(compared, scorable, strict=True)]
+    if needs.by_turn:
+        compared = [(value, [turn.reward for turn in rollout.turns]) for value, rollout in zip(compared, scorable, strict=True)]
+    differ = any(one != compared[0] for one in compared)
     return differ or any(chance not in (None, 0.5) for chance in group.preferences)
 
 
-def member_dispositions(group: Group, *, compares: bool = True) -> tuple[Disposition, ...]:
+def member_dispositions(group: Group, needs: Needs) -> tuple[Disposition, ...]:
     """What a step did with each member: unscorable ones never counted, the rest was trained.
 
     Where the objective compares the members of a group, equal rewards gave no signal.
     """
-    signal = not compares or has_signal(group)
+    signal = needs.group_size < 2 or has_signal(group, needs)
     return tuple(_disposition(rollout, signal=signal) for rollout in group.rollouts)
 
 

@@ -34,7 +34,8 @@ def mistakes_of_needs(config: RunConfig, needs: Needs, name: str) -> Iterator[tu
         try:
             check_reference_share(config, needs.rival)
         except ConfigError as error:
-            yield ("objective",), f"objective {name!r}: {error}"
+            key = ": objective.mixture=1" if needs.rival < 1 and "mixture" in config.objective else ""
+            yield ("objective",), f"objective {name!r}: {error}{key}"
     rollouts = config.group_size * config.groups_per_step
     if needs.minibatches > rollouts:
         yield (

@@ -37,8 +37,9 @@ LEAST = 1e-12
 class Replay:
     """Owned by rank 0's main thread, which decides what a step trains; the other ranks are sent the groups."""
 
-    def __init__(self, config: ReplayConfig, *, seed: int) -> None:
+    def __init__(self, config: ReplayConfig, needs: Needs, *, seed: int) -> None:
         self._config = config
+        self._needs = needs
         self._seed = seed
         self._kept: dict[int, tuple[ReplayEntry, Group]] = {}
         """By group index."""
@@ -53,7 +54,7 @@ class Replay:
             step: optimizer steps done before this one.
         """
         young = self._young(step + 1)
-        empty = [place for place, group in enumerate(groups) if not has_signal(group)]
+        empty = [place for place, group in enumerate(groups) if not has_signal(group, self._needs)]
         count = min(len(empty), len(young))
         drawn: list[ReplayEntry] = []
         if count:
@@ -81,7 +82,7 @@ class Replay:
         """
         self._kept = {entry.index: self._kept[entry.index] for entry in self._young(step + 1)}
         for group in groups:
-            if has_signal(group):
+            if has_signal(group, self._needs):
                 self._offer(ReplayEntry(index=group.index, step=step, priority=priority(group)), group)
 
     def _young(self, step: int) -> list[ReplayEntry]:

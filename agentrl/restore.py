@@ -61,14 +61,14 @@ def open_buffer(
     return lineage, buffer
 
 
-def open_replay(config: RunConfig, folder: RunFolder, restored: Path | None) -> Replay | None:
+def open_replay(config: RunConfig, folder: RunFolder, restored: Path | None, needs: Needs) -> Replay | None:
     """The groups that may be trained again, as the checkpoint had them; None where the run file asks for none.
 
     The groups themselves are read from the rollout log. Raises `CheckpointError` that names those which it does not hold.
     """
     if config.replay is None:
         return None
-    replay = Replay(config.replay, seed=config.seed)
+    replay = Replay(config.replay, needs, seed=config.seed)
     if restored is not None:
         entries = folder.read_state(restored).replay
         groups = {group.index: group for group in read_groups(folder.rollouts, only={entry.index for entry in entries})}

@@ -277,7 +277,7 @@ def _train(
         lineage, buffer = open_buffer(config, folder, tasks, restored, needs, resuming=resuming)
         stack.callback(buffer.close)
         run = Run(config, folder, lineage, learner, tokenizer, session, buffer, progress, interrupt, last={})
-        run.replay = open_replay(config, folder, restored)
+        run.replay = open_replay(config, folder, restored, needs)
         if earlier is not None:
             warm_up(learner, config, folder, earlier, progress)
             run.checkpoint()  # of step 0: a resume does not warm up again

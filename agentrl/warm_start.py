@@ -197,7 +197,7 @@ def _trainable(needs: Needs) -> Callable[[Group], Group | None]:
     def choose(group: Group) -> Group | None:
         scorable = sum(score is not None for score in group.scores)
         judged = not needs.judge or any(chance is not None for chance in group.preferences)
-        teaches = has_signal(group) or not needs.signal
+        teaches = has_signal(group, needs) or not needs.signal
         return group if scorable >= needs.group_size and judged and teaches else None
 
     return choose

@@ -13,6 +13,12 @@ import statistics
 from pathlib import Path
 
 
+def paired_gain(before: dict[str, float], after: dict[str, float]) -> tuple[int, float, float]:
+    """Number of tasks in both, the mean of their differences, and half its normal 95% interval."""
+    gains = [after[task] - before[task] for task in before.keys() & after.keys()]
+    return len(gains), statistics.mean(gains), 1.96 * statistics.stdev(gains) / len(gains) ** 0.5
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path)
@@ -20,10 +26,9 @@ def main() -> None:
     options = parser.parse_args()
     before, after = (json.loads(path.read_text())["task_means"] for path in (options.before, options.after))
     shared = before.keys() & after.keys()
-    gains = [after[task] - before[task] for task in shared]
-    mean, half = statistics.mean(gains), 1.96 * statistics.stdev(gains) / len(gains) ** 0.5
+    count, mean, half = paired_gain(before, after)
     means = [statistics.mean(column[task] for task in shared) for column in (before, after)]
-    print(f"{len(gains)} tasks: {means[0]:.3f} before, {means[1]:.3f} after")
+    print(f"{count} tasks: {means[0]:.3f} before, {means[1]:.3f} after")
     print(f"gain {mean:.3f} (95% interval {mean - half:.3f} to {mean + half:.3f})")
 
 

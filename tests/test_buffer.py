@@ -14,7 +14,8 @@ from agentrl.admission import Admission
 from agentrl.buffer import Buffer, has_signal, member_dispositions
 from agentrl.config import LimitsConfig
 from agentrl.errors import RunCannotLearn, SamplerUnavailable
-from agentrl.objectives import Needs
+from agentrl.objectives import Needs, get, validate
+from agentrl.records import SamplingContract, Score, TokenSpan, Turn
 from agentrl.rollout_log import RolloutLog, cut_dispositions, read_dispositions, read_groups
 from agentrl.run_folder import RunState
 from agentrl.tasks import TaskSource
@@ -147,9 +148,9 @@ def test_requeue_cancels_what_keeps_a_full_step_waiting(tmp_path):
 
 
 def test_members_have_one_disposition_each():
-    assert member_dispositions(make_group(0, [1.0, 0.0, None])) == ("trained", "trained", "unscorable")
-    assert member_dispositions(make_group(0, [0.5, 0.5, None])) == ("no_signal", "no_signal", "unscorable")
-    assert member_dispositions(make_group(0, [1.0, None, None])) == ("no_signal", "unscorable", "unscorable")
+    assert member_dispositions(make_group(0, [1.0, 0.0, None]), Needs(group_size=2)) == ("trained", "trained", "unscorable")
+    assert member_dispositions(make_group(0, [0.5, 0.5, None]), Needs(group_size=2)) == ("no_signal", "no_signal", "unscorable")
+    assert member_dispositions(make_group(0, [1.0, None, None]), Needs(group_size=2)) == ("no_signal", "unscorable", "unscorable")
 
 
 def test_a_resume_replays_what_was_finished_and_trains_a_prefix(tmp_path):
@@ -209,7 +210,11 @@ def test_dynamic_sampling_trains_full_steps_of_groups_that_differ(tmp_path, firs
             assert step - group.dispatched.step <= eta
         trained += [group.index for group in groups]
         buffer.trained(groups)
-    equal = {group.index for group in played if sum(score is not None for score in group.scores) > 1 and not has_signal(group)}
+    equal = {
+        group.index
+        for group in played
+        if sum(score is not None for score in group.scores) > 1 and not has_signal(group, Needs(group_size=2))
+    }
     counts = buffer.counts()
     assert counts.filtered_groups == len(equal)
     assert counts.unscorable_groups == sum(sum(score is not None for score in group.scores) < 2 for group in played)
@@ -309,3 +314,34 @@ def test_dynamic_sampling_that_a_resume_turns_on_refuses_what_was_finished_befor
     resumed.restore(RunState(step=0, lineage=0, places_trained=0, next_index=0), {}, read_groups(tmp_path))
     assert play(resumed) == [4, 5, 6, 7]
     assert [group.index for group in resumed.take()] == [4, 5]
+
+
+def test_a_signal_may_lie_in_parts_or_turns_where_the_objective_compares_those():
+    scores = [Score(value=1.0, parts={"right": right, "style": 1.0 - right}) for right in (1.0, 0.0)]
+    group = make_group(0, [1.0, 1.0])
+    by_part = replace(group, rollouts=tuple(replace(one, score=score) for one, score in zip(group.rollouts, scores, strict=True)))
+    assert not has_signal(by_part, SIGNAL)
+    assert has_signal(by_part, replace(SIGNAL, by_part=True))
+    assert not has_signal(by_part, replace(SIGNAL, by_turn=True))
+    contract, span = SamplingContract(), TokenSpan(ids=[1], source=[0], logprobs=[float("nan")])
+    turns = [
+        [Turn(parent=-1, span=span, contract=contract, finish_reason="stop", reward=reward) for reward in order]
+        for order in ((0, 1), (1, 0))
+    ]
+    by_turn = replace(group, rollouts=tuple(replace(one, turns=tuple(own)) for one, own in zip(group.rollouts, turns, strict=True)))
+    assert not has_signal(by_turn, replace(SIGNAL, by_part=True))
+    assert has_signal(by_turn, replace(SIGNAL, by_turn=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "by_part", "by_turn"),
+    [
+        ({}, False, False),
+        ({"reward_weights": {"right": 1.0}}, True, False),
+        ({"reward_aggregation": "normalize_then_sum"}, True, False),
+        ({"turn_discount": 0.9}, False, True),
+    ],
+)
+def test_dynamic_sampling_looks_at_what_the_objective_compares(options, by_part, by_turn):
+    needs = get("dapo").needs(validate({"name": "dapo", **options}))
+    assert (needs.signal, needs.by_part, needs.by_turn) == (True, by_part, by_turn)

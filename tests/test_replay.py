@@ -11,6 +11,7 @@ from agentrl import objectives
 from agentrl.config import ReplayConfig, RunConfig
 from agentrl.errors import CheckpointError, ConfigError
 from agentrl.needs import check_needs
+from agentrl.objectives import Needs
 from agentrl.replay import Replay, priority
 from agentrl.restore import open_replay
 from agentrl.rollout_log import RolloutLog
@@ -20,7 +21,7 @@ EVEN = [1.0, 1.0]
 
 
 def make_replay(seed=0, **options):
-    return Replay(ReplayConfig(**options), seed=seed)
+    return Replay(ReplayConfig(**options), Needs(group_size=2), seed=seed)
 
 
 def spread(index, gap, step=0):
@@ -145,7 +146,7 @@ def test_a_checkpoint_brings_back_what_was_kept(tmp_path):
     replay.take_in(groups[:3], 1)
     replay.take_in(groups[3:], 4)
     folder = folder_with(tmp_path, groups, replay.entries)
-    restored = open_replay(make_config(), folder, folder.latest_checkpoint())
+    restored = open_replay(make_config(), folder, folder.latest_checkpoint(), Needs(group_size=2))
     assert restored.entries == replay.entries, "priorities to the last bit"
     step = [make_group(8, EVEN), make_group(9, EVEN)]
     for done in range(4, 12):
@@ -160,21 +161,21 @@ def test_a_smaller_size_keeps_the_highest(tmp_path):
     groups = [spread(0, 2.0), spread(1, 1.0), spread(2, 3.0)]
     replay.take_in(groups, 1)
     folder = folder_with(tmp_path, groups, replay.entries)
-    assert kept(open_replay(make_config(replay={"size": 2}), folder, folder.latest_checkpoint())) == [0, 2]
+    assert kept(open_replay(make_config(replay={"size": 2}), folder, folder.latest_checkpoint(), Needs(group_size=2))) == [0, 2]
 
 
 def test_a_group_that_the_log_has_lost_is_named(tmp_path):
     entries = (ReplayEntry(index=0, step=1, priority=1.0), ReplayEntry(index=7, step=2, priority=1.0))
     folder = folder_with(tmp_path, [spread(0, 1.0)], entries)
     with pytest.raises(CheckpointError, match=r"step-000004 replays group 7, which .*rollouts does not hold: .* --set replay=null"):
-        open_replay(make_config(), folder, folder.latest_checkpoint())
-    assert open_replay(make_config(replay=None), folder, folder.latest_checkpoint()) is None
+        open_replay(make_config(), folder, folder.latest_checkpoint(), Needs(group_size=2))
+    assert open_replay(make_config(replay=None), folder, folder.latest_checkpoint(), Needs(group_size=2)) is None
 
 
 def test_a_checkpoint_without_replay_starts_with_nothing(tmp_path):
     folder = folder_with(tmp_path, [spread(0, 1.0)], ())
-    assert open_replay(make_config(), folder, folder.latest_checkpoint()).entries == ()
-    assert open_replay(make_config(), folder, None).entries == ()
+    assert open_replay(make_config(), folder, folder.latest_checkpoint(), Needs(group_size=2)).entries == ()
+    assert open_replay(make_config(), folder, None, Needs(group_size=2)).entries == ()
 
 
 @pytest.mark.parametrize(

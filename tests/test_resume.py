@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from agentrl.buffer import has_signal
+from agentrl.objectives import Needs
 from agentrl.replay import priority
 from agentrl.rollout_log import read_dispositions, read_groups
 from agentrl.run_folder import read_metrics
@@ -105,7 +106,7 @@ def victim_of(run: subprocess.Popen[bytes], draw: random.Random) -> int:
 def replay_without_kills(records, groups) -> list[tuple[int, int]]:
     """(index, step) of what a run keeps to replay that trained these groups in these steps, none of them twice."""
     kept: list[tuple[float, int, int]] = []
-    for record in (record for record in records if record.step is not None and has_signal(groups[record.index])):
+    for record in (record for record in records if record.step is not None and has_signal(groups[record.index], Needs())):
         entry = (priority(groups[record.index]), record.step, record.index)
         if len(kept) < REPLAYED or entry[0] > min(kept)[0]:
             kept = sorted([*kept, entry])[-REPLAYED:]

@@ -142,7 +142,7 @@ def make_run(config, folder, session=None):
         needs=Needs(group_size=2),
     )
     run = Run(config, folder, 0, learner, None, session or ScriptedSession(), buffer, Silent(), Interrupt(), last={})
-    run.replay = open_replay(config, folder, None)
+    run.replay = open_replay(config, folder, None, Needs(group_size=2))
     return run
 
 
@@ -153,7 +153,7 @@ def resume_run(config, folder):
     learner.load(restored)
     lineage, buffer = open_buffer(config, folder, TaskSource("fake", ROWS, config.seed), restored, Needs(group_size=2), resuming=True)
     run = Run(config, folder, lineage, learner, None, ScriptedSession(), buffer, Silent(), Interrupt(), last={})
-    run.replay = open_replay(config, folder, restored)
+    run.replay = open_replay(config, folder, restored, Needs(group_size=2))
     return run
 
 
@@ -324,7 +324,11 @@ def test_groups_without_a_signal_are_replaced_in_what_is_trained_alone(model_fol
     run.learn()
     metrics = read_metrics(folder.path)
 
-    plain, replay, tasks = make_learner(config), Replay(config.replay, seed=config.seed), TaskSource("fake", ROWS, config.seed)
+    plain, replay, tasks = (
+        make_learner(config),
+        Replay(config.replay, Needs(group_size=2), seed=config.seed),
+        TaskSource("fake", ROWS, config.seed),
+    )
     empty = 0
     for step in range(config.steps):
         version = Version(step=step)

@@ -26,7 +26,7 @@ def check_reference_share(config: RunConfig, share: float) -> None:
     if share < 1:
         raise ConfigError(
             f"engine.kind is vllm and the objective samples from a mixture of policy and reference (the reference's share is {share:g}): "
-            f"a vLLM server cannot mix two models' logits; {cure}, or choose a share of 0 or 1"
+            f"a vLLM server cannot mix two models' logits; {cure}, or take the reference alone (a share of 1)"
         )
     transport = transport_of(config)
     if transport != "lora":

@@ -5,7 +5,7 @@ Everything here covers the whole step and is the same on every rank.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -178,12 +178,5 @@ def _selected(
     chosen = objective.select(columns, options)
     ends = np.cumsum(lengths)[:-1]
     parts = {name: np.split(values, ends) for name, values in chosen.items()}
-    return [
-        Credited(
-            place=one.place,
-            advantages=one.advantages,
-            columns={**one.columns, **{name: values[index] for name, values in parts.items()}},
-            rival=one.rival,
-        )
-        for index, one in enumerate(credited)
-    ]
+    own = [{name: values[index] for name, values in parts.items()} for index in range(len(credited))]
+    return [replace(one, columns={**one.columns, **more}) for one, more in zip(credited, own, strict=True)]

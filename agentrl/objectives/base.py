@@ -78,6 +78,10 @@ class Needs:
     """Optimizer steps of each pass."""
     signal: bool = False
     """Groups in which all rewards are equal are not trained: others are played in their place."""
+    by_part: bool = False
+    """Rewards are made of the named parts of the scores: equal scores of other parts are not equal rewards."""
+    by_turn: bool = False
+    """Each turn is credited by itself: equal scores of other turns are not equal rewards."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -202,6 +202,8 @@ def policy_needs(config: Any) -> Needs:
         passes=config.epochs,
         minibatches=config.minibatches,
         signal=config.dynamic_sampling,
+        by_part=config.reward_weights is not None or config.reward_aggregation == "normalize_then_sum",
+        by_turn=config.turn_discount is not None,
     )
 
 

@@ -13,21 +13,21 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+from quickstart_seeds import ROOT, agentrl
+
+sys.path.append(str(ROOT / "examples"))
+
+from paired_gain import paired_gain
+
 QUICKSTART = ROOT / "examples" / "quickstart.yaml"
 RUN_FILES = ROOT / "examples" / "objectives"
 OBJECTIVES = ("ppo", "online_dpo", "nash_md", "xpo")
-
-
-def agentrl(*arguments: str) -> str:
-    return subprocess.run([sys.executable, "-m", "agentrl", *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def evaluate(model: str) -> dict[str, float]:
@@ -37,11 +37,10 @@ def evaluate(model: str) -> dict[str, float]:
 
 
 def gain(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    """Mean of the tasks' differences with its normal 95% interval."""
-    differences = [after[task] - before[task] for task in before]
-    mean, half = statistics.mean(differences), 1.96 * statistics.stdev(differences) / len(differences) ** 0.5
+    """The gain with its 95% interval, as the benchmark prints it."""
+    count, mean, half = paired_gain(before, after)
     return {
-        "tasks": len(differences),
+        "tasks": count,
         "before": round(statistics.mean(before.values()), 3),
         "after": round(statistics.mean(after.values()), 3),
         "gain": round(mean, 3),
