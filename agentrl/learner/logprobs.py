@@ -129,7 +129,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 torch.mm(delta.t(), hidden, out=grad_weight[tile])
             if grad_bias is not None:
                 torch.sum(delta, 0, out=grad_bias[tile])
-            del delta
+            del delta, chances, slope  # one tile at a time
         return grad_hidden, grad_weight, grad_bias, None, None
 
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 VOCABULARY = 512
+NEEDS = objectives.Needs(group_size=2)
+"""Of GRPO."""
 
 
 def make_model(folder: str) -> None:
@@ -89,10 +91,10 @@ def rollout(draw: np.random.Generator, start: np.ndarray, length: int, member: i
 class Bare:
     """The bare loop."""
 
-    def __init__(self, folder: str, config: RunConfig, groups: Sequence[Group], objective: objectives.Objective, tokens: int) -> None:
+    def __init__(self, folder: str, config: RunConfig, groups: Sequence[Group], tokens: int) -> None:
         self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="agentrl_packed")
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.learner.lr, fused=True)
-        found = candidates(groups, config, objective).samples
+        found = candidates(groups, config, NEEDS).samples
         samples = [dataclasses.replace(sample, group=place) for place, sample in enumerate(found)]  # nothing shared
         self.packs: list[tuple[Pack, torch.Tensor]] = []
         for batch in micro_batches(samples, max_tokens=tokens, multiple_of=1):
@@ -133,7 +135,7 @@ def compare(folder: str, groups: Sequence[Group], repeats: int, bare_tokens: int
     config = RunConfig(model=folder, learner=LearnerConfig(device="cpu", lr=1e-6), steps=10**6)
     objective, options = objectives.get("grpo"), objectives.validate({"name": "grpo"})
     learner = Learner(config, objective, options, folder)
-    bare = Bare(folder, config, groups, objective, bare_tokens)
+    bare = Bare(folder, config, groups, bare_tokens)
     tokens = learner.update(groups)["learner/tokens"]
     ours, theirs = alternate([lambda: learner.update(groups), bare.step], repeats)
     return {"learner_tokens_per_s": tokens / ours, "bare_tokens_per_s": tokens / theirs, "ratio": theirs / ours}
@@ -142,7 +144,7 @@ def compare(folder: str, groups: Sequence[Group], repeats: int, bare_tokens: int
 def pairs_ratio(lengths: Sequence[int]) -> float:
     """Pairs computed over pairs needed, over a step's micro-batches."""
     config = RunConfig(model="", learner=LearnerConfig(device="cpu"))
-    samples = candidates(make_groups(lengths, shared=True), config, objectives.get("grpo")).samples
+    samples = candidates(make_groups(lengths, shared=True), config, NEEDS).samples
     batches = micro_batches(samples, max_tokens=4096, multiple_of=1)
     segments = [pack([samples[place] for place in batch], torch.device("cpu")).segments for batch in batches]
     return sum(one.computed_pairs for one in segments) / sum(one.needed_pairs for one in segments)
