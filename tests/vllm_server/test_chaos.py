@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -40,6 +41,8 @@ class RealServer:
         self._options = json.dumps({"model": model_path(), "port": self.port, "python": python, "context_length": 512, "threads": 1})
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
+        # A fault kills from the proxy's thread, and the run may say that the server is out of use before the kill is done.
+        self._changing = threading.Lock()
         self.starts = 0
 
     def __enter__(self) -> RealServer:
@@ -51,13 +54,13 @@ class RealServer:
 
     def start(self) -> None:
         """Start it and wait until it answers."""
-        with self._log.open("ab") as log:
+        with self._changing, self._log.open("ab") as log:
             command = [sys.executable, "-m", "agentrl.servers.vllm_server", "--options", self._options]
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+            self._process = process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
         self.starts += 1
         deadline = time.monotonic() + LOAD_S
         while time.monotonic() < deadline:
-            assert self._process.poll() is None, self._log.read_text()[-3000:]
+            assert process.poll() is None, self._log.read_text()[-3000:]
             with contextlib.suppress(httpx.HTTPError):
                 if httpx.get(f"{self.url}/health", timeout=5).status_code == 200:
                     return
@@ -84,12 +87,13 @@ class RealServer:
 
     def kill(self) -> None:
         """`kill -9` all of it."""
-        if self._process is not None:
-            self.signal(signal.SIGKILL)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGTERM)
-            self._process.wait(60)
-            self._process = None
+        with self._changing:
+            if self._process is not None:
+                self.signal(signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self._process.pid, signal.SIGTERM)
+                self._process.wait(60)
+                self._process = None
 
 
 def spoil(**changes: Any) -> Any:
