@@ -14,20 +14,27 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from agentrl.api import train
     from agentrl.config import RunConfig
-    from agentrl.environment import Environment, Episode, Message, SingleTurn
+    from agentrl.environment import Environment, Episode, EpisodeFunction, FunctionTool, tool_limits
     from agentrl.errors import AgentRLError, ConfigError
     from agentrl.evaluation import EvalResult, evaluate
+    from agentrl.llm import LLM, BudgetSpent, Message, Reply
     from agentrl.records import Rollout, Score, Task
     from agentrl.registry import register
     from agentrl.run import RunResult
+    from agentrl.single_turn import SingleTurn
 
 __all__ = [
+    "LLM",
     "AgentRLError",
+    "BudgetSpent",
     "ConfigError",
     "Environment",
     "Episode",
+    "EpisodeFunction",
     "EvalResult",
+    "FunctionTool",
     "Message",
+    "Reply",
     "Rollout",
     "RunConfig",
     "RunResult",
@@ -36,24 +43,31 @@ __all__ = [
     "Task",
     "evaluate",
     "register",
+    "tool_limits",
     "train",
 ]
 
 _HOMES = {
+    "LLM": "agentrl.llm",
     "AgentRLError": "agentrl.errors",
+    "BudgetSpent": "agentrl.llm",
     "ConfigError": "agentrl.errors",
     "Environment": "agentrl.environment",
     "Episode": "agentrl.environment",
+    "EpisodeFunction": "agentrl.environment",
     "EvalResult": "agentrl.evaluation",
-    "Message": "agentrl.environment",
+    "FunctionTool": "agentrl.environment",
+    "Message": "agentrl.llm",
+    "Reply": "agentrl.llm",
     "Rollout": "agentrl.records",
     "RunConfig": "agentrl.config",
     "RunResult": "agentrl.run",
     "Score": "agentrl.records",
-    "SingleTurn": "agentrl.environment",
+    "SingleTurn": "agentrl.single_turn",
     "Task": "agentrl.records",
     "evaluate": "agentrl.evaluation",
     "register": "agentrl.registry",
+    "tool_limits": "agentrl.environment",
     "train": "agentrl.api",
 }
 """Name -> module that defines it; no submodule may be called like a name here, for importing it would replace the name."""

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
     from agentrl.admission import Admission
     from agentrl.config import LimitsConfig
+    from agentrl.curriculum import Curriculum, TaskState
     from agentrl.objectives import Needs
     from agentrl.rollout_log import RolloutLog
     from agentrl.run_folder import RunState
-    from agentrl.tasks import TaskSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,13 +49,15 @@ class BufferCounts:
     """Finished groups that no step has taken yet."""
     in_flight: int
     endings: dict[str, int]
+    tasks: dict[str, float]
+    """Of the curriculum, by metric."""
 
 
 class Buffer:
     """Owned by the supervisor's process; every method may be called from any thread."""
 
     def __init__(
-        self, admission: Admission, tasks: TaskSource, log: RolloutLog, limits: LimitsConfig, *, lineage: int, needs: Needs
+        self, admission: Admission, tasks: Curriculum, log: RolloutLog, limits: LimitsConfig, *, lineage: int, needs: Needs
     ) -> None:
         self._admission = admission
         self._tasks = tasks
@@ -94,6 +96,7 @@ class Buffer:
         for group in groups:
             next_index = max(next_index, group.index + 1)
             refused = self._refused(group)
+            self._tasks.learned(group, scorable=refused != "unscorable")
             if refused is None:
                 self._groups[group.index] = group
             else:  # the crash came between its two lines
@@ -121,7 +124,12 @@ class Buffer:
             if index is None:
                 return None
             version = Version(lineage=self._lineage, step=self._admission.version)
-            return Dispatch(index=index, task=self._tasks.task(index), version=version)
+            try:
+                return Dispatch(index=index, task=self._tasks.task(index), version=version)
+            except AgentRLError as error:
+                self._failure = error
+                self._changed.notify_all()
+                return None
 
     def finished(self, group: Group) -> None:
         """A group came back: make it durable, then let a step take it, or give its place back when it cannot be trained."""
@@ -139,6 +147,7 @@ class Buffer:
 
     def _account(self, group: Group) -> None:
         refused = self._refused(group)
+        self._tasks.learned(group, scorable=refused != "unscorable")
         self._endings.update(rollout.ending for rollout in group.rollouts)
         self._recent.append(refused != "unscorable")
         if refused is None:
@@ -259,6 +268,11 @@ class Buffer:
         with self._changed:
             self._log.sync()
 
+    def known_tasks(self) -> tuple[TaskState, ...]:
+        """What the curriculum knows, for a checkpoint."""
+        with self._changed:
+            return self._tasks.state()
+
     def cursor(self) -> tuple[int, int]:
         """Groups trained so far, and the index of the next new one."""
         with self._changed:
@@ -281,6 +295,7 @@ class Buffer:
                 waiting=len(self._groups),
                 in_flight=len(self._admission.places) - len(self._groups),
                 endings=dict(self._endings),
+                tasks=self._tasks.counts(),
             )
 
     def why_nothing_came(self) -> str:
@@ -315,7 +330,7 @@ def has_signal(group: Group, needs: Needs) -> bool:
     if needs.by_part:
         compared = [(value, sorted(rollout.score.parts.items())) for value, rollout in zip(compared, scorable, strict=True)]
     if needs.by_turn:
-        compared = [(value, [turn.reward for turn in rollout.turns]) for value, rollout in zip(compared, scorable, strict=True)]
+        compared = [(value, rollout.own_rewards) for value, rollout in zip(compared, scorable, strict=True)]
     differ = any(one != compared[0] for one in compared)
     return differ or any(chance not in (None, 0.5) for chance in group.preferences)
 
@@ -323,7 +338,7 @@ def has_signal(group: Group, needs: Needs) -> bool:
 def member_dispositions(group: Group, needs: Needs) -> tuple[Disposition, ...]:
     """What a step did with each member: unscorable ones never counted, the rest was trained.
 
-    Where the objective compares the members of a group, equal rewards gave no signal.
+    Where the objective compares the members of a group, equal rewards gave no signal; neither does a rollout with nothing to train.
     """
     signal = needs.group_size < 2 or has_signal(group, needs)
     return tuple(_disposition(rollout, signal=signal) for rollout in group.rollouts)
@@ -336,4 +351,4 @@ def _all_members(disposition: Disposition, count: int) -> tuple[Disposition, ...
 def _disposition(rollout: Rollout, *, signal: bool) -> Disposition:
     if not rollout.score.scorable:
         return "unscorable"
-    return "trained" if signal else "no_signal"
+    return "trained" if signal and rollout.num_sampled else "no_signal"

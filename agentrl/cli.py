@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agentrl import cli_env_server, cli_env_test, cli_grade, cli_reward, cli_sandbox
 from agentrl.errors import AgentRLError, ConfigError
 
 if TYPE_CHECKING:
@@ -65,7 +66,11 @@ def make_app(train: Callable[..., RunResult], evaluate: Callable[..., EvalResult
     app.command("train", short_help="Train a model.")(_train_command(train))
     app.command("eval", short_help="Score a model on an environment.")(_eval_command(evaluate))
     app.command("serve", short_help="Start a vLLM server to generate with.")(_serve_command(serve or _serve))
+    cli_env_server.add_to(app)
+    cli_sandbox.add_to(app)
+    cli_reward.add_to(app)
     app.add_typer(_environments(), name="env")
+    cli_grade.add_to(app)
     app.add_typer(_objectives(), name="objectives")
     app.command("version")(version)
     return app
@@ -92,7 +97,7 @@ def _train_command(train: Callable[..., RunResult]) -> Callable[..., None]:
         agentrl train --env arithmetic --model quickstart --objective grpo
         agentrl train --resume runs/RUN
         """  # noqa: D301  # \b keeps the lines apart
-        with _exit_status():
+        with exit_status():
             flags = {"env": env, "model": model, "objective": objective, "dataset": dataset, "output": output}
             config = _config_to_resume(resume, run, flags, overrides) if resume else _config(run, overrides, flags)
             if print_config:
@@ -136,7 +141,7 @@ def _eval_command(evaluate: Callable[..., EvalResult]) -> Callable[..., None]:
         agentrl eval examples/quickstart.yaml --model runs/RUN/model --num-tasks 200
         agentrl eval --env countdown --model quickstart --samples 8 --json
         """  # noqa: D301  # \b keeps the lines apart
-        with _exit_status():
+        with exit_status():
             config = _config(run, overrides, {"env": env, "model": model})
             from rich.console import Console
 
@@ -177,7 +182,7 @@ def _serve_command(start: Callable[..., None]) -> Callable[..., None]:
     ) -> None:
         """Start a vLLM server with what training needs; Ctrl-C ends it."""
         flags = dict(locals())  # the closure's variable too
-        with _exit_status():
+        with exit_status():
             start(**{name: value for name, value in flags.items() if name != "start"})
 
     return serve
@@ -188,23 +193,31 @@ def _environments() -> typer.Typer:
 
     @app.command("list")
     def names() -> None:
-        """List the environments that have a name."""
+        """List the environments that have a name, and the libraries that have more."""
         from agentrl import registry
 
-        with _exit_status():
+        with exit_status():
             known = registry.registered()
             width = max(map(len, known), default=0)
             for name, factory in known.items():
                 typer.echo(f"{name:{width}}  {_first_line(factory)}".rstrip())
+            typer.echo("\nFrom other libraries:")
+            libraries = registry.adapters()
+            width = max(map(len, libraries), default=0) + len(":NAME")
+            for prefix, place in sorted(libraries.items()):
+                module, _, name = place.partition(":")
+                factory = getattr(registry.import_module(module), name)
+                typer.echo(f"{prefix + ':NAME':{width}}  {_first_line(factory)}".rstrip())
 
     @app.command("show")
     def show(spec: Annotated[str, typer.Argument(metavar="SPEC", help="NAME?arg=value, file.py:Name or package.module:Name.")]) -> None:
         """Show an environment's tasks and tools."""
         from agentrl.env_report import describe
 
-        with _exit_status():
+        with exit_status():
             typer.echo(describe(spec, num_tasks=SHOWN_TASKS))
 
+    cli_env_test.add_to(app)
     return app
 
 
@@ -216,7 +229,7 @@ def _objectives() -> typer.Typer:
         """List the objectives: what each compares, what a run must provide for it."""
         from agentrl import objective_report, objective_tables
 
-        with _exit_status():
+        with exit_status():
             _import(imports)
             _print(objective_report.facts_of_all(), as_json, objective_tables.listed)
 
@@ -229,7 +242,7 @@ def _objectives() -> typer.Typer:
         """Show an objective's formula, source, options and what it needs."""
         from agentrl import objective_report, objective_tables
 
-        with _exit_status():
+        with exit_status():
             _import(imports)
             _print(objective_report.facts_of(name), as_json, objective_tables.shown)
 
@@ -291,7 +304,7 @@ def _serve(*, model: str, **flags: Any) -> None:
 
 
 @contextlib.contextmanager
-def _exit_status() -> Iterator[None]:
+def exit_status() -> Iterator[None]:
     """Turn errors that agentrl raises on purpose into one message and a status; any other is a bug and keeps its traceback."""
     try:
         yield
@@ -300,6 +313,10 @@ def _exit_status() -> Iterator[None]:
         raise typer.Exit(WRONG_CONFIG if isinstance(error, ConfigError) else FAILED) from None
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
+    except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt) is None:
+            raise
+        raise typer.Exit(INTERRUPTED) from None  # Ctrl-C while tasks ran beside each other
 
 
 def _config(run: Path | None, overrides: list[str] | None, flags: dict[str, Any]) -> RunConfig:

@@ -31,11 +31,12 @@ class SamplingConfig(Config):
     max_tokens: Positive = 256
     """Most tokens that one turn may sample."""
     max_turns: Positive = 16
-    """Most calls of the engine in one episode."""
+    """Most calls in one episode, those of other policies and those that are not trained among them."""
     stop: list[str] = Field(default_factory=list)
     """Further ends of a turn, beside the model's own end tokens; each must be one token of the tokenizer."""
     max_episode_tokens: Positive | None = None
-    """Most tokens of an episode, prompt included; at most the context length, which is the default."""
+    """Most tokens of an episode, prompt included; at most the context length, which is the default. Where an environment plays its
+    episodes itself, of each of its conversations."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: NonNegative = 0
     min_p: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -234,6 +235,38 @@ class LimitsConfig(Config):
     """The run stops when this many groups in a row had equal rewards and others were played in their place (dynamic sampling)."""
     wait_s: Seconds = 900.0
     """Longest wait of the learner for a batch."""
+    quarantine_after: Positive | None = 3
+    """A task is not played again after so many groups in a row that could not be scored; null plays it for ever."""
+
+
+class CurriculumConfig(Config):
+    """Difficulty pools, by the share of a task's rollouts that solve it; others are drawn in place of what is left out."""
+
+    easy_rate: Share = 0.9
+    """A task is easy from this pass rate on."""
+    hard_rate: Share = 0.1
+    """A task is hard up to this pass rate."""
+    easy_share: Share = 0.1
+    """Share of the times that an easy task's turn comes at which it is played."""
+    hard_share: Share = 0.5
+    """The same for hard tasks."""
+    solved_at: float = 1.0
+    """A rollout with at least this score has solved its task."""
+
+    @model_validator(mode="after")
+    def _apart(self) -> CurriculumConfig:
+        if self.hard_rate >= self.easy_rate:
+            raise ValueError(f"hard_rate={self.hard_rate} must lie below easy_rate={self.easy_rate}: a task is in one pool at a time")
+        return self
+
+
+class EnvShareConfig(Config):
+    """One of several environments."""
+
+    env: str
+    """Its spec."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Its share of the training tasks, in proportion to the others'."""
 
 
 class ReplayConfig(Config):
@@ -268,6 +301,29 @@ class WarmStartConfig(Config):
         return self
 
 
+class FrozenPolicyConfig(Config):
+    """A further policy that environments may ask for turns: an opponent, a user simulator, a judge. Nothing trains it."""
+
+    model: str | None = None
+    """A folder or Hub name; null is the run's own model, as it began."""
+    update_every: Positive | None = None
+    """Take over the trained policy's weights each so many optimizer steps (self-play against an earlier self); null never does."""
+    keep: Literal["needed", "all"] = "needed"
+    """Which of those weights stay in the run folder: what a resume needs, or every version."""
+    temperature: Annotated[float, Field(ge=0, le=10)] = 1.0
+    """0 is greedy."""
+    servers: list[str] = Field(default_factory=list)
+    """URLs of vLLM servers that serve it; `model` is then where its tokenizer is. By default an embedded engine of its own."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> FrozenPolicyConfig:
+        if self.update_every and (self.model is not None or self.servers):
+            raise ValueError("update_every gives it the run's own weights: remove model and servers, or update_every")
+        if self.servers and self.model is None:
+            raise ValueError("servers serve a model of their own: name the folder or Hub name with its tokenizer in model")
+        return self
+
+
 class RunConfig(Config):
     """A whole run file."""
 
@@ -275,13 +331,17 @@ class RunConfig(Config):
     """A folder or Hub name that transformers loads, or `quickstart`: the small model that ships with agentrl."""
     env: str | None = None
     """An environment spec: `name?arg=value`, `file.py:Name` or `package.module:Name`."""
+    envs: list[EnvShareConfig] = Field(default_factory=list)
+    """Instead of `env`: several environments, each with a share of the tasks."""
     dataset: str | None = None
     """Instead of `env`, with `rewards`: a JSON-lines file whose rows have a `prompt` and the columns that the rewards read."""
     rewards: list[str] = Field(default_factory=list)
-    """Reward functions for `dataset`, `file.py:function` or `package.module:function`.
+    """Reward functions for `dataset`: `file.py:function`, `package.module:function`, or what a factory makes, `module:factory?arg=value`.
 
     Each is `f(prompts, completions, completion_ids, **columns) -> list[float | None]`.
     """
+    reward_weights: list[Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=list)
+    """Weights of `rewards`, one each, in their order; all 1 by default. (`objective.reward_weights` weighs parts of scores by name.)"""
     judge: str | None = None
     """A function for `dataset` that compares two completions, for objectives that learn from preferences; beside `rewards`, or without.
 
@@ -306,18 +366,30 @@ class RunConfig(Config):
     """`dispatch`: a step trains the oldest groups, in dispatch order. `finished`: the oldest that are finished, within the bound."""
     on_bound: Literal["wait", "requeue", "over"] = "wait"
     """When the step waits for a group older than the bound: wait for it, cancel it and play the task again, or go past the bound."""
+    policies: dict[str, FrozenPolicyConfig] = Field(default_factory=dict)
+    """Frozen policies by the names that environments call them, beside `policy`, the one that is trained."""
     sampling: SamplingConfig = SamplingConfig()
     engine: EngineConfig = EngineConfig()
     learner: LearnerConfig = LearnerConfig()
     rollout: RolloutConfig = RolloutConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     limits: LimitsConfig = LimitsConfig()
+    curriculum: CurriculumConfig | None = None
+    """Draw tasks by how often they are solved; null plays each once an epoch."""
     replay: ReplayConfig | None = None
     """Train groups of earlier steps in the place of those without a signal; null trains the step's own groups only."""
     warm_start: WarmStartConfig | None = None
     """Begin with optimizer steps on the rollouts of an earlier run; null begins with the model as it is."""
     output: str | None = None
     """The run folder; by default `runs/<env>-<model>-<date>-<time>`."""
+
+    @field_validator("policies")
+    @classmethod
+    def _named_policies(cls, value: dict[str, FrozenPolicyConfig]) -> dict[str, FrozenPolicyConfig]:
+        for name in value:
+            if name == "policy" or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,40}", name):
+                raise ValueError(f"got a policy named {name!r}; letters, digits, _ and - make a name, and `policy` is the trained one")
+        return value
 
     @field_validator("objective", mode="before")
     @classmethod

@@ -28,7 +28,9 @@ def dotted(key: Key) -> str:
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
-    """The model class of a field that is a section, optional ones included."""
+    """The model class of a field that is a section, optional ones included; a list or a mapping of sections is none."""
+    if get_origin(field.annotation) in (list, dict):
+        return None
     for kind in (field.annotation, *get_args(field.annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind
@@ -43,6 +45,14 @@ def sections_in(field: FieldInfo | None) -> dict[str, type[BaseModel]]:
             if isinstance(kind, type) and issubclass(kind, BaseModel) and "name" in kind.model_fields:
                 kinds[str(kind.model_fields["name"].default)] = kind
     return kinds
+
+
+def section_within(field: FieldInfo | None) -> type[BaseModel] | None:
+    """The model class of a field that holds sections of one class by name or by number; None for any other field."""
+    if field is None or get_origin(field.annotation) not in (list, dict):
+        return None
+    kind = get_args(field.annotation)[-1]
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def field_at(model: type[BaseModel], key: Key) -> FieldInfo | None:
@@ -123,9 +133,13 @@ def sentences(error: ValidationError, model: type[BaseModel], *, known: list[str
 
 
 def _innermost(model: type[BaseModel], location: Key) -> tuple[type[BaseModel], Key, Key]:
-    """The section of a list of sections that an error lies in: its class, its key, and the place within it; else the model's own."""
+    """The section of several that an error lies in: its class, its key, and the place within it; else the model's own."""
     for length in range(1, len(location) - 1):
-        kinds = sections_in(field_at(model, location[:length]))
+        field = field_at(model, location[:length])
+        within = section_within(field)
+        if within is not None:
+            return within, location[: length + 1], location[length + 1 :]
+        kinds = sections_in(field)
         kind = kinds.get(str(location[length + 1]))  # pydantic writes which kind it took the section for
         if kind is not None and isinstance(location[length], int):
             return kind, location[: length + 1], location[length + 2 :]

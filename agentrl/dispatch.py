@@ -17,6 +17,8 @@ class Served(msgspec.Struct, frozen=True, kw_only=True):
     """What requests ask for: the served name, or the adapter of the newest version."""
     version: Version
     """Of the weights that a new request meets."""
+    fixed: bool = False
+    """Whether nobody gives it new weights; its answers say nothing of versions then, or somebody else's."""
 
 
 class Serving(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -27,6 +29,20 @@ class Serving(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Tokens of prompt and completion together: the least of any server's."""
     vocab_size: int | None = None
     """Rows of the model's embeddings, where a server says so; sampled ids lie below it."""
+
+
+class PolicyPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a frozen policy samples."""
+
+    name: str
+    """What environments call it."""
+    tokenizer: str
+    """Folder or Hub name."""
+    temperature: float
+    socket: str
+    """Of its embedded engine; empty where it has servers."""
+    servers: tuple[str, ...] = ()
+    """URLs of vLLM servers, which say themselves what they serve."""
 
 
 class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -41,6 +57,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     engine_socket: str
     """Of the embedded engine; empty for vLLM, whose servers come in `Serving` messages."""
     log_folder: str
+    policies: tuple[PolicyPlace, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
 

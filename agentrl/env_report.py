@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 from agentrl import registry
 from agentrl.errors import ConfigError
 from agentrl.records import Task
-from agentrl.rollout.hosted import Blueprint, HostedEpisode, clean, frames_of
-from agentrl.rollout.hosted import describe as failure
+from agentrl.rollout.hosted import Blueprint, HostedEpisode
 from agentrl.rollout.messages import Failed, Open, Opened, Setup
 from agentrl.rollout.rows import load_rows, name_of, plain_row
+from agentrl.rollout.user_values import clean, frames_of
+from agentrl.rollout.user_values import describe as failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agentrl.environment import Message, Split
+    from agentrl.environment import Split
+    from agentrl.llm import Message
 
 MOST_CHARS = 400
 """Longer texts are cut."""
@@ -34,17 +36,18 @@ def describe(spec: str, *, num_tasks: int) -> str:
     Raises `ConfigError` for one that does not load, or whose tasks, prompts or tools are broken.
     """
     factory = registry.load(spec)
-    with _users_code(spec, "making it"):
+    lines = [spec, *_indented(inspect.cleandoc(factory.__doc__ or "(no docstring)"))]
+    with _users_code(spec, "making it"), _told_its_arguments(spec, lines[1:]):
         blueprint = Blueprint.load(Setup(imports=[], spec=spec, max_output_chars=MOST_CHARS))
         environment = blueprint.make()
-    lines = [spec, *_indented(inspect.cleandoc(factory.__doc__ or "(no docstring)"))]
     if environment.system:
         lines += ["", "system message", *_indented(environment.system)]
+    tools: dict[str, dict[str, Any]] = {}
     for split in ("train", "eval"):
-        lines += ["", *_tasks(spec, split, num_tasks, blueprint, environment.system)]
-    lines += ["", f"tools: {', '.join(blueprint.tools) or 'none'}"]
-    for tool in blueprint.tools.values():
-        lines += _indented(json.dumps(tool.schema["function"], indent=2))
+        lines += ["", *_tasks(spec, split, num_tasks, blueprint, tools)]
+    lines += ["", f"tools: {', '.join(tools) or 'none'}"]
+    for tool in tools.values():
+        lines += _indented(json.dumps(tool, indent=2))
     return clean("\n".join(lines))
 
 
@@ -58,7 +61,18 @@ def _users_code(spec: str, boundary: str) -> Iterator[None]:
         raise ConfigError(f"{failure(repr(spec), boundary, error)}\n{frames_of(error)}".rstrip()) from error
 
 
-def _tasks(spec: str, split: Split, num_tasks: int, blueprint: Blueprint, system: str) -> Iterator[str]:
+@contextlib.contextmanager
+def _told_its_arguments(spec: str, about: list[str]) -> Iterator[None]:
+    """Add the docstring to the refusal of a name alone: whoever asks for `math` wants to know what it takes."""
+    try:
+        yield
+    except ConfigError as error:
+        if "?" in spec or ":" in spec:
+            raise
+        raise ConfigError("\n".join([str(error), "", spec, *about])) from error
+
+
+def _tasks(spec: str, split: Split, num_tasks: int, blueprint: Blueprint, tools: dict[str, dict[str, Any]]) -> Iterator[str]:
     with _users_code(spec, f"tasks({split!r})"):
         rows = load_rows(spec, split, ())
         shown = [Task.from_row(spec, plain_row(name_of(spec, split), rows, index)) for index in range(min(num_tasks, len(rows)))]
@@ -66,19 +80,23 @@ def _tasks(spec: str, split: Split, num_tasks: int, blueprint: Blueprint, system
     for task in shown:
         yield f"  task {task.id}"
         yield from _indented(f"row     {_cut(json.dumps(task.row, ensure_ascii=False))}", 4)
-        yield from _indented(_prompt(blueprint, task, system), 4)
+        yield from _indented(_opening(blueprint, task, tools), 4)
 
 
-def _prompt(blueprint: Blueprint, task: Task, system: str) -> str:
-    """What `start` gives; the environment's system text is shown elsewhere."""
+def _opening(blueprint: Blueprint, task: Task, tools: dict[str, dict[str, Any]]) -> str:
+    """How the episode begins; its tools are noted by name. The environment's system text is shown elsewhere."""
     episode = HostedEpisode(blueprint)
     try:
         opened = episode.answer(Open(call=1, session=1, task=task))
+        system = episode.system
     finally:
         episode.close()
     if isinstance(opened, Failed):
         raise ConfigError(f"{opened.reason}\n{opened.traceback}".rstrip())
     assert isinstance(opened, Opened)
+    tools.update({tool["function"]["name"]: tool["function"] for tool in opened.tools})
+    if opened.plays:
+        return "the environment plays its episodes itself: what it says is known when it plays"
     if isinstance(opened.prompt, str):
         return f"prompt  {_cut(opened.prompt)}"
     messages = opened.prompt[1:] if system and opened.prompt[0].get("content") == system else opened.prompt

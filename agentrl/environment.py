@@ -1,31 +1,26 @@
 """How an environment is written: a class whose methods are tools, or a dataset with reward functions.
 
 An instance plays one episode and is then thrown away: there is no `reset`. It lives in a killable worker process, so it may block,
-compute and keep state as it likes. `docs` of the runtime around it: `agentrl.rollout`.
+compute and keep state as it likes. `docs` of the runtime around it: `agentrl.rollout`. For the smallest and the largest control there are
+datasets with reward functions (`agentrl.single_turn`), and environments that call the model themselves (`Environment.episode`,
+`agentrl.llm`).
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-import operator
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeVar
 
 from agentrl.errors import EnvironmentFailure
+from agentrl.llm import LLM, Message
 from agentrl.records import Ending, Score, Task
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 Split = Literal["train", "eval"]
-Message = dict[str, Any]
-"""`role` (system, user, assistant, tool), `content`, and for tools `tool_calls` or `name`."""
-
-RewardFunction = Callable[..., "Sequence[float | None] | Awaitable[Sequence[float | None]]"]
-"""`f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or async; None is unscorable."""
-
-JudgeFunction = Callable[..., "Sequence[int] | Awaitable[Sequence[int]]"]
-"""`f(prompts, completions) -> list[int]`, sync or async, as the pairwise judges of TRL: `completions` holds a pair a prompt, in the
-prompt's own form (text, or messages); 0 says that the pair's first is better, 1 the second, -1 that it cannot tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +52,42 @@ class Episode:
         return self.messages[len(self.prompt) :]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FunctionTool:
+    """A tool whose schema is given, for those that are found at run time (`Environment.toolbox`) and have no Python signature."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]
+    """JSON schema of an object: the arguments by name."""
+    call: Callable[..., Any]
+    """Called with the arguments as keywords, held against the schema; may be async."""
+    timeout_s: float | None = None
+    """Wall clock of one call; by default `rollout.tool_timeout_s`."""
+    max_output_chars: int | None = None
+    """A longer result is cut; by default at `rollout.max_tool_output_chars`."""
+
+
+class ToolError(Exception):
+    """What a tool that failed says to the model, as it is; any other exception is shown with its type. Counted as an error of the tool."""
+
+
+def tool_limits(*, timeout_s: float | None = None, max_output_chars: int | None = None) -> Callable[[F], F]:
+    """Give a tool method limits of its own, which may be wider than the run's.
+
+    Args:
+        timeout_s: wall clock of one call; by default `rollout.tool_timeout_s`.
+        max_output_chars: a longer result is cut; by default at `rollout.max_tool_output_chars`.
+    """
+
+    def mark(method: F) -> F:
+        limits: Any = method
+        limits.agentrl_limits = {"timeout_s": timeout_s, "max_output_chars": max_output_chars}
+        return method
+
+    return mark
+
+
 class Environment:
     """Base class: give tasks, start an episode, offer tools, score the end.
 
@@ -77,10 +108,17 @@ class Environment:
     turn_reward: float = 0.0
     """Set by a tool or `reply` to reward the current turn alone; read and set back to 0 after each. The rewards of an episode's turns are
     added to its score."""
+    notices: Sequence[str] = ()
+    """What the user is to be told of the tasks when a run starts, such as rows that were left out; read after `tasks`."""
+    part_weights: Mapping[str, float] = {}
+    """Weights of the parts of a score that `score` gives as a mapping; 1 for those that are not named here."""
 
     def tasks(self, split: Split) -> Iterable[Mapping[str, Any]]:
         """The rows to solve, JSON-serializable; `eval` rows must not occur in `train`. A `Sequence` is indexed lazily."""
         raise NotImplementedError(f"{type(self).__name__} must define tasks(split): the rows to train and to evaluate on")
+
+    def prepare(self, task: Task) -> None:
+        """Called first in every episode, before `plays` and `replies` are read: for environments that differ from task to task."""
 
     def start(self, task: Task) -> str | list[Message]:
         """The prompt: messages for the chat template, or a string that is tokenized as it is. By default the row's `prompt`."""
@@ -89,13 +127,47 @@ class Environment:
         prompt = task.row["prompt"]
         return prompt if isinstance(prompt, str) else [dict(message) for message in prompt]
 
+    def toolbox(self) -> Sequence[Callable[..., Any] | FunctionTool]:
+        """Further tools of this episode, beside the public methods; asked once, after `start`."""
+        return ()
+
     def reply(self, answer: str) -> str | None:
         """What the user says after an assistant turn without tool calls; None (the default) ends the episode."""
         return None
 
+    async def episode(self, task: Task, llm: LLM) -> Score | float | Mapping[str, float] | None:
+        """Play the whole episode with full control, in place of `start`, the tools and `reply`: call the model as often as it takes.
+
+        Returns the reward as `score` does; None leaves it to `score`, which then sees the conversation that was called last. Runs under
+        asyncio; a cancelled episode is cancelled here. `agentrl.llm.BudgetSpent`, where it is not caught, ends the episode as truncated.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define episode(task, llm)")
+
     def score(self, episode: Episode) -> Score | float | Mapping[str, float] | Awaitable[Any] | None:
-        """The reward: a number, named parts (their sum counts), a `Score`, or None for unscorable."""
+        """The reward: a number, named parts (their sum counts, by `part_weights`), a `Score`, or None for unscorable."""
         raise NotImplementedError(f"{type(self).__name__} must define score(episode)")
+
+    def golden(self, task: Task) -> Sequence[str] | None:
+        """Assistant turns that solve the task, tool calls written as the model writes them; None where no solution is known.
+
+        Only `agentrl env test` asks, to see that a right answer scores as one. `score` must not need it.
+        """
+        return None
+
+    @property
+    def plays(self) -> bool:
+        """Whether this environment plays its episodes itself."""
+        return type(self).episode is not Environment.episode
+
+    @property
+    def replies(self) -> bool:
+        """Whether this environment has something to say to a turn without tool calls."""
+        return type(self).reply is not Environment.reply
+
+    @property
+    def compares(self) -> bool:
+        """Whether this environment says which of two episodes is better."""
+        return type(self).compare is not Environment.compare
 
     def compare(self, first: Episode, second: Episode) -> float | Awaitable[Any] | None:
         """The probability, in [0, 1], that the first of two episodes of one task is the better answer; None where one cannot tell.
@@ -109,7 +181,7 @@ class Environment:
         """Free what the episode held; called once, also after a failure."""
 
 
-RESERVED = frozenset({"tasks", "start", "reply", "score", "compare", "close"})
+RESERVED = frozenset({"tasks", "prepare", "start", "toolbox", "reply", "episode", "score", "golden", "compare", "close"})
 """Public methods of an environment that are not tools."""
 
 
@@ -120,108 +192,33 @@ def tool_methods(environment: Environment) -> dict[str, Callable[..., Any]]:
 
 
 @dataclass
-class SingleTurn(Environment):
-    """One prompt, one completion, one or more reward functions, or a judge that compares completions.
+class EpisodeFunction(Environment):
+    """An async function that is the whole episode: `async def play(task, llm) -> score`.
 
-    Example: `SingleTurn(train=[{"prompt": "2+3=", "answer": "5"}], eval=[...], rewards=[exact_answer])`.
+    Example: `EpisodeFunction(play=duel, train=[{"seed": 1}, {"seed": 2}])`.
     """
 
+    play: Callable[[Task, LLM], Awaitable[Any]]
+    """Returns what `Environment.score` may return."""
     train: Sequence[Mapping[str, Any]]
-    rewards: Sequence[RewardFunction] = ()
-    """May be none where there is a judge; every score is then 0."""
     eval: Sequence[Mapping[str, Any]] = ()
-    weights: Sequence[float] | None = None
-    """One a reward; all 1 by default."""
-    judge: JudgeFunction | None = None
-    max_turns: ClassVar[int | None] = 1
-    max_tokens: int | None = field(default=None, init=False)
-    done: bool = field(default=False, init=False)
-
-    def __post_init__(self) -> None:
-        if not self.rewards and self.judge is None:
-            raise ValueError("SingleTurn needs at least one reward function, or a judge")
-        if self.weights is not None and len(self.weights) != len(self.rewards):
-            raise ValueError(f"got {len(self.weights)} weights for {len(self.rewards)} rewards; give one weight a reward")
 
     def tasks(self, split: Split) -> Sequence[Mapping[str, Any]]:
         """The rows of a split."""
         return self.train if split == "train" else self.eval
 
-    async def score(self, episode: Episode) -> Score:
-        """Call each reward function with lists of one, as TRL does with a batch."""
-        parts: dict[str, float] = {}
-        total = 0.0
-        weights = self.weights or [1.0] * len(self.rewards)
-        for function, weight in zip(self.rewards, weights, strict=True):
-            name = getattr(function, "__name__", type(function).__name__)
-            columns = {key: [value] for key, value in episode.task.row.items() if key != "prompt"}
-            values = function(
-                prompts=[episode.prompt], completions=[episode.completion], completion_ids=[episode.completion_ids], **columns
-            )
-            if inspect.isawaitable(values):
-                values = await values
-            value = _one_value(name, values)
-            if value is None:
-                return Score.unscorable(f"reward {name} returned None")
-            parts[name] = value
-            total += weight * value
-        return Score(value=total, parts=parts)
-
-    async def compare(self, first: Episode, second: Episode) -> float | None:
-        """Call the judge with lists of one pair."""
-        if self.judge is None:
-            raise NotImplementedError("SingleTurn was made without a judge; give it judge=f(prompts, completions) -> list of 0, 1 or -1")
-        name = getattr(self.judge, "__name__", type(self.judge).__name__)
-        verdicts = self.judge(prompts=[first.prompt], completions=[[first.completion, second.completion]])
-        if inspect.isawaitable(verdicts):
-            verdicts = await verdicts
-        return _probability(name, verdicts)
+    async def episode(self, task: Task, llm: LLM) -> Any:
+        """Call the function."""
+        return await self.play(task, llm)
 
 
-def _probability(name: str, verdicts: Any) -> float | None:
-    """That the first is better, of a judge's verdict on one pair."""
-    count, allowed = _length(verdicts), "a list with 0 (the first is better), 1 (the second) or -1 (it cannot tell) a pair"
-    if count != 1:
-        raise EnvironmentFailure(f"judge {name} got 1 pair and returned {_amount(count, verdicts)}; allowed: {allowed}")
-    verdict = verdicts[0]
-    try:
-        # no booleans or floats: True and 1.0 would most likely mean that the first is better
-        known = {0: 1.0, 1: 0.0, -1: None}[-2 if isinstance(verdict, bool) else operator.index(verdict)]
-    except (TypeError, KeyError):
-        raise EnvironmentFailure(f"judge {name} returned {_shown(verdict)}; allowed: {allowed}") from None
-    return known
-
-
-def _one_value(name: str, values: Any) -> float | None:
-    count = _length(values)
-    if count != 1:
-        raise EnvironmentFailure(
-            f"reward {name} got 1 completion and returned {_amount(count, values)}; "
-            "it must return a list with one number (or None) a completion"
-        )
-    value = values[0]
-    return None if value is None else finite(f"reward {name} returned", value, "a finite number a completion, or None where it cannot tell")
-
-
-def _length(values: Any) -> int:
-    """Length of a sequence that users returned; -1 for what is none."""
-    sequence = hasattr(values, "__getitem__") and not isinstance(values, str | bytes | Mapping)
-    try:
-        return len(values) if sequence else -1
-    except TypeError:  # an array of no dimension
-        return -1
-
-
-def _amount(count: int, values: Any) -> str:
-    return f"{count} values" if count >= 0 else _shown(values)
-
-
-def as_score(name: str, value: Any) -> Score:
+def as_score(name: str, value: Any, weights: Mapping[str, float] | None = None) -> Score:
     """Turn what `score` returned into a `Score`; raises `EnvironmentFailure` for NaN, infinities and other types.
 
     Args:
         name: of what returned it, for messages.
         value: what it returned.
+        weights: of named parts; 1 for those without.
     """
     allowed = "a finite number, a mapping of them, a Score, or None where the episode cannot be scored"
     if value is None:
@@ -230,7 +227,8 @@ def as_score(name: str, value: Any) -> Score:
         return value
     if isinstance(value, Mapping):
         parts = {str(key): finite(f"{name} returned", part, allowed) for key, part in value.items()}
-        return Score(value=math.fsum(parts.values()), parts=parts)
+        total = math.fsum((weights or {}).get(key, 1.0) * part for key, part in parts.items())
+        return Score(value=finite(f"the weighted sum of what {name} returned is", total, "a finite number"), parts=parts)
     return Score(value=finite(f"{name} returned", value, allowed))
 
 
@@ -241,7 +239,7 @@ def as_preference(name: str, value: Any) -> float | None:
     allowed = "a number from 0 (the second episode is better) to 1 (the first is), or None where it cannot tell"
     preference = finite(f"{name} returned", value, allowed)
     if not 0 <= preference <= 1:
-        raise EnvironmentFailure(f"{name} returned {_shown(value)}; allowed: {allowed}")
+        raise EnvironmentFailure(f"{name} returned {shown(value)}; allowed: {allowed}")
     return preference
 
 
@@ -258,10 +256,11 @@ def finite(said: str, value: Any, allowed: str) -> float:
     except (TypeError, ValueError, RuntimeError):  # the last is torch's, for a tensor of several elements
         number = math.nan
     if not math.isfinite(number):
-        raise EnvironmentFailure(f"{said} {_shown(value)}; allowed: {allowed}")
+        raise EnvironmentFailure(f"{said} {shown(value)}; allowed: {allowed}")
     return number
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """What users gave instead of what is allowed, for messages."""
     text = repr(value)
     return text if isinstance(value, float) else f"{text if len(text) <= 80 else text[:77] + '...'} (of type {type(value).__name__})"

@@ -145,7 +145,10 @@ def evaluate(
         kept = stack.enter_context(_open_kept(folder))
         session = stack.enter_context(Session(config, folder / "logs"))
         session.start_engine(model)
+        session.start_policies()
         rows = session.rows("eval")
+        for notice in rows.notices:
+            progress.message(notice)
         if len(rows) == 0:
             raise ConfigError(f"environment {session.environment!r} has no evaluation tasks: tasks('eval') is empty")
         count = min(len(rows), num_tasks or len(rows))
@@ -177,7 +180,12 @@ def as_evaluated(config: RunConfig, model: str) -> RunConfig:
     """The run file as far as an evaluation of `model` is concerned: nothing is trained or published, and a server holds no adapters."""
     engine = config.engine.model_copy(update={"transport": "auto"})
     learner = config.learner.model_copy(update={"lora": None})
-    return config.model_copy(update={"model": model, "max_staleness": 0, "engine": engine, "learner": learner})
+    # those that begin as the run's own model still do, whichever model is scored
+    policies = {
+        name: one.model_copy(update={"model": one.model or config.model, "update_every": None}) for name, one in config.policies.items()
+    }
+    changed = {"model": model, "max_staleness": 0, "engine": engine, "learner": learner, "policies": policies}
+    return config.model_copy(update=changed)
 
 
 def summarize(groups: Sequence[Group], samples: int) -> EvalResult:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentrl.engines.vllm_setup import transport_of
+from agentrl.policies import updates
 from agentrl.session import resolve_model
 from agentrl.warm_start import warm_steps
 
@@ -56,6 +57,9 @@ def follow(config: RunConfig, objective: objectives.Objective, options: objectiv
     while learner.step < config.steps and (groups := ranks.broadcast_groups(learner.accelerator, None)):
         learner.update(groups)
         _exhaust(sent_weights(config, learner))
+        for _ in updates(config, learner.step):
+            learner.export(nowhere, None)
+            _exhaust(learner.named_weights())
         if learner.step % config.checkpoint.every == 0:
             learner.save(nowhere)
             saved = learner.step

@@ -38,7 +38,7 @@ def group_metrics(groups: Sequence[Group], *, step: int) -> dict[str, float]:
         "completions/max_length": float(lengths.max()),
         **_terminated_lengths(lengths, [rollout.ending for rollout in rollouts]),
         "completions/clipped_ratio": endings["truncated"] / len(rollouts),
-        "rollout/turns": float(np.mean([len(rollout.turns) for rollout in rollouts])),
+        "rollout/turns": float(np.mean([len(rollout.own_turns) for rollout in rollouts])),
         "rollout/sampled_tokens": float(lengths.sum()),
     }
     rivals = [rollout.score.value for group in played for rollout in group.rollouts if is_rival(rollout)]
@@ -60,7 +60,7 @@ def _terminated_lengths(lengths: np.ndarray, endings: Sequence[str]) -> dict[str
 
 def is_rival(rollout: Rollout) -> bool:
     """Whether the reference had a share in sampling it."""
-    return any(turn.contract.reference_share > 0 for turn in rollout.turns)
+    return any(turn.contract.reference_share > 0 for turn in rollout.own_turns)
 
 
 def _reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
@@ -82,7 +82,17 @@ def _reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
     for name, column in parts.items():
         metrics[f"rewards/{name}/mean"] = float(np.mean(column))
         metrics[f"rewards/{name}/std"] = float(np.std(column))
-    return metrics
+    return metrics | _detail_means(groups)
+
+
+def _detail_means(groups: Sequence[Group]) -> dict[str, float]:
+    """Means of what scores say beside their value, over the rollouts that say it."""
+    details: defaultdict[str, list[float]] = defaultdict(list)
+    for group in groups:
+        for rollout in group.rollouts:
+            for name, detail in rollout.score.details.items():
+                details[name].append(detail)
+    return {f"details/{name}": float(np.mean(column)) for name, column in details.items()}
 
 
 def _counter_means(rollouts: Sequence[Rollout]) -> dict[str, float]:

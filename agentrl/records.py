@@ -18,8 +18,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-SCHEMA_VERSION = 1
-"""Version of every record below; a reader refuses a newer one."""
+SCHEMA_VERSION = 2
+"""Version of every record below; a reader refuses a newer one. 2: turns that are not trained."""
 
 FinishReason = Literal["stop", "length", "abort"]
 """Why the engine stopped: an end token, the token or context budget, or a cancelled request."""
@@ -160,6 +160,8 @@ class Turn:
     finish_reason: FinishReason
     reward: float = 0.0
     """What the environment gave for this turn alone, beside the score of the end; `Rollout.score` is the sum of both."""
+    trained: bool = True
+    """Whether the learner may train on it: not where a frozen policy sampled it, or the environment keeps it out."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.reward):
@@ -172,15 +174,19 @@ class Score:
 
     value: float | None
     parts: dict[str, float] = field(default_factory=dict)
+    """What the value is made of; objectives may normalize each by itself."""
     reason: str = ""
+    details: dict[str, float] = field(default_factory=dict)
+    """Further numbers for people, such as those that a reward function logs; nothing is trained on them."""
 
     def __post_init__(self) -> None:
         if self.value is None and not self.reason:
             raise ValueError("an unscorable score needs a reason")
         if self.value is not None and not math.isfinite(self.value):
             raise ValueError(f"a score must be finite, got {self.value}; return Score.unscorable(reason) for a failure")
-        if not all(math.isfinite(part) for part in self.parts.values()):
-            raise ValueError(f"the parts of a score must be finite, got {self.parts}; return Score.unscorable(reason) for a failure")
+        if not all(map(math.isfinite, (*self.parts.values(), *self.details.values()))):
+            got = f"{self.parts} and details {self.details}"
+            raise ValueError(f"the parts of a score must be finite, got {got}; return Score.unscorable(reason) for a failure")
 
     @property
     def scorable(self) -> bool:
@@ -212,13 +218,35 @@ class Rollout:
     schema_version: int = SCHEMA_VERSION
 
     @property
+    def own_turns(self) -> tuple[Turn, ...]:
+        """The turns that may be trained: all but those of frozen policies and those that the environment keeps out."""
+        return tuple(turn for turn in self.turns if turn.trained)
+
+    @property
+    def own_rewards(self) -> tuple[float, ...]:
+        """One for each of `own_turns`: what was given from it on until the next one ended, for turns that are not trained, too.
+
+        Turns are in the order in which they ended, whatever branch they lie in. What came before the first of them counts as its own.
+        """
+        rewards: list[float] = []
+        early = 0.0
+        for turn in self.turns:
+            if turn.trained:
+                rewards.append(turn.reward + (0.0 if rewards else early))
+            elif rewards:
+                rewards[-1] += turn.reward
+            else:
+                early += turn.reward
+        return tuple(rewards)
+
+    @property
     def num_sampled(self) -> int:
-        """Sampled tokens over all turns."""
-        return int(sum(turn.span.sampled.sum() for turn in self.turns))
+        """Sampled tokens over the turns that may be trained."""
+        return int(sum(turn.span.sampled.sum() for turn in self.own_turns))
 
     def oldest_step(self, floor: int) -> int:
-        """Step of the oldest weights that sampled here; `floor` where nothing was sampled."""
-        return min((run.version.step for turn in self.turns for run in turn.span.versions), default=floor)
+        """Step of the oldest weights that sampled what may be trained; `floor` where there is nothing."""
+        return min((run.version.step for turn in self.own_turns for run in turn.span.versions), default=floor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,7 +277,7 @@ class Row:
     ids: np.ndarray
     """[length] int32."""
     trained: np.ndarray
-    """[length] bool: sampled, and not trained in an earlier row of the same rollout."""
+    """[length] bool: sampled in a turn that may be trained, and not in an earlier row of the same rollout."""
     sampler_logprobs: np.ndarray
     """[length] float32; NaN where not sampled."""
     version_steps: np.ndarray
@@ -259,7 +287,7 @@ class Row:
 
 
 def rows_of(rollout: Rollout) -> tuple[Row, ...]:
-    """Cut a rollout's tree into rows, one a leaf; every sampled token is trained in exactly one of them."""
+    """Cut a rollout's tree into rows, one a leaf; every sampled token that may be trained is trained in exactly one of them."""
     turns = rollout.turns
     parents = {turn.parent for turn in turns}
     leaves = [index for index in range(len(turns)) if index not in parents]
@@ -285,7 +313,7 @@ def _row_of_path(turns: Sequence[Turn], path: Sequence[int], seen: set[int]) -> 
             column[run.start : run.end] = run.version.step
     return Row(
         ids=np.concatenate([span.ids for span in spans]),
-        trained=np.concatenate([span.sampled & (index not in seen) for index, span in zip(path, spans, strict=True)]),
+        trained=np.concatenate([turns[index].span.sampled & (turns[index].trained and index not in seen) for index in path]),
         sampler_logprobs=np.concatenate([span.logprobs for span in spans]),
         version_steps=np.concatenate(steps),
         turn=np.concatenate([np.full(len(span), index, dtype=np.int32) for index, span in zip(path, spans, strict=True)]),

@@ -1,6 +1,7 @@
 """Environments by name: the decorator that registers one, and the specs that name one.
 
-A spec is a registered name, `file.py:Name` or `package.module:Name`, each with optional arguments: `countdown?numbers=4`.
+A spec is a registered name, `file.py:Name`, `package.module:Name` or `adapter:NAME` for an environment of another library, each with
+optional arguments: `countdown?numbers=4`, `gymnasium:FrozenLake-v1?map_name=8x8`; or the URL of an environment server.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import parse_qsl
@@ -31,6 +33,17 @@ EnvironmentFactory = Callable[..., Environment]
 F = TypeVar("F", bound=EnvironmentFactory)
 
 _environments: dict[str, EnvironmentFactory] = {}
+ADAPTERS = {
+    "gymnasium": "agentrl.envs.adapters.gymnasium_text:gymnasium_text",
+    "mcp": "agentrl.envs.adapters.mcp_tools:mcp_tools",
+    "openenv": "agentrl.envs.adapters.openenv_client:openenv_client",
+    "reasoning-gym": "agentrl.envs.adapters.reasoning_tasks:reasoning_tasks",
+    "textarena": "agentrl.envs.adapters.textarena_games:textarena_games",
+    "verifiers": "agentrl.envs.adapters.verifiers_tasks:verifiers_tasks",
+}
+"""What comes before the first `:` of a spec -> `module:factory`, called as `factory(NAME, **arguments)`; installed packages add their own
+through the entry-point group `agentrl.adapters`. Each module imports its library only when it is called."""
+
 _importing: list[str] = []
 """Modules whose import has begun and not ended, outermost first."""
 
@@ -60,6 +73,12 @@ def registered() -> dict[str, EnvironmentFactory]:
     return dict(sorted(_environments.items()))
 
 
+def adapters() -> dict[str, str]:
+    """What may come before the first `:` of a spec, each with its `module:factory`: our own, and those of installed packages."""
+    points = {point.name: point.value for point in importlib.metadata.entry_points(group="agentrl.adapters")}
+    return {**points, **ADAPTERS}
+
+
 def _load_point(point: importlib.metadata.EntryPoint) -> None:
     if point.name in _environments:
         return
@@ -80,8 +99,13 @@ class Spec:
 
     @staticmethod
     def parse(text: str) -> Spec:
-        """Split `name?key=value&key=value`; values are YAML scalars (`4` is a number, `true` a boolean)."""
+        """Split `name?key=value&key=value`; values are YAML (`4` is a number, `true` a boolean, `[1, 2]` a list).
+
+        As in a URL, `+` is a space and `%2B` a plus. A target with `://` may have a query of its own: there the last `?` counts.
+        """
         target, _, query = text.partition("?")
+        if "://" in target and "?" in query:
+            target, _, query = text.rpartition("?")
         yaml = YAML(typ="safe", pure=True)
         try:
             pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=True) if query else []
@@ -95,11 +119,11 @@ class Spec:
 def load(text: str) -> EnvironmentFactory:
     """Find the factory that a spec names, its arguments bound. Raises `ConfigError` saying what was tried and what exists."""
     spec = Spec.parse(text)
-    factory = _from_path(spec.target) if ":" in spec.target else _by_name(spec.target)
+    factory, given = _found(spec.target)
 
     def build() -> Environment:
-        _check_arguments(text, factory, spec.arguments)
-        environment = factory(**spec.arguments)
+        _check_arguments(text, partial(factory, *given), spec.arguments)
+        environment = factory(*given, **spec.arguments)
         if not isinstance(environment, Environment):
             raise ConfigError(
                 f"environment {text!r} gave {environment!r:.80}, of type {type(environment).__name__}; "
@@ -109,6 +133,27 @@ def load(text: str) -> EnvironmentFactory:
 
     build.__doc__ = factory.__doc__
     return build
+
+
+def _found(target: str) -> tuple[EnvironmentFactory, tuple[str, ...]]:
+    """The factory of a target, and what it is called with beside the arguments."""
+    if target.startswith(("http://", "https://")):
+        return _from_path("agentrl.envs.remote:remote"), (target,)
+    prefix, colon, name = target.partition(":")
+    if not colon:
+        return _by_name(target), ()
+    known = adapters()
+    if prefix in known:
+        if not name:
+            raise ConfigError(f"environment {target!r}: write {prefix}:NAME, the environment's name in that library")
+        return _from_path(known[prefix]), (name,)
+    near = get_close_matches(prefix, known, n=1)
+    try:
+        return _from_path(target), ()
+    except ConfigError as error:
+        if not near:
+            raise
+        raise ConfigError(f"{error}; did you mean {near[0]}:{name}?") from error
 
 
 def _check_arguments(text: str, factory: EnvironmentFactory, arguments: dict[str, Any]) -> None:
@@ -209,6 +254,8 @@ def _by_name(name: str) -> EnvironmentFactory:
     if name in _environments:
         return _environments[name]
     known = sorted({*_environments, *points})
+    if name in adapters():
+        raise ConfigError(f"environment {name!r}: write {name}:NAME, the environment's name in that library")
     near = get_close_matches(name, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     own = f"{name}:Name" if name.endswith(".py") else "file.py:Name or package.module:Name"

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agentrl.config import RunConfig
+    from agentrl.curriculum import Curriculum
     from agentrl.learner import Learner
     from agentrl.objectives import Needs
     from agentrl.run_folder import RunFolder
-    from agentrl.tasks import TaskSource
 
 
 def load_checkpoint(learner: Learner, folder: RunFolder, checkpoint: Path) -> None:
@@ -32,7 +32,7 @@ def load_checkpoint(learner: Learner, folder: RunFolder, checkpoint: Path) -> No
 
 
 def open_buffer(
-    config: RunConfig, folder: RunFolder, tasks: TaskSource, restored: Path | None, needs: Needs, *, resuming: bool
+    config: RunConfig, folder: RunFolder, tasks: Curriculum, restored: Path | None, needs: Needs, *, resuming: bool
 ) -> tuple[int, Buffer]:
     """The buffer, with what earlier lineages finished put back; returns the new lineage with it."""
     admission = Admission(
@@ -57,6 +57,7 @@ def open_buffer(
     log = RolloutLog(folder.rollouts, lineage)  # after the cut, which replaces a file that this one appends to
     buffer = Buffer(admission, tasks, log, config.limits, lineage=lineage, needs=needs)
     if resuming:
+        tasks.restore(state.tasks)
         buffer.restore(state, disposed, read_groups(folder.rollouts, skip=disposed.keys()))
     return lineage, buffer
 

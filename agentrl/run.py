@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentrl import objectives, runfile
+from agentrl.curriculum import Curriculum
 from agentrl.engines.vllm_setup import PROBED_TEXT, Adapter
 from agentrl.errors import AgentRLError, CheckpointError, ConfigError, LearnerDiverged, PublishError, RunCannotLearn
 from agentrl.follow import follow, sends_adapter, sent_weights
@@ -24,6 +25,7 @@ from agentrl.interrupt import Abandoned, Interrupt
 from agentrl.lost_rank import told_in_one_line
 from agentrl.metrics import group_metrics, why_idle
 from agentrl.needs import check_needs
+from agentrl.policies import prune_snapshots, snapshot_folder, updates
 from agentrl.processes import launched_rank
 from agentrl.records import SamplingContract, Version
 from agentrl.restore import load_checkpoint, open_buffer, open_replay
@@ -127,6 +129,7 @@ class Run:
             self.progress.waiting("publishing")
             try:
                 self.publish()
+                self.update_policies()
             except AgentRLError as error:
                 self.buffer.fail(error)
                 raise
@@ -169,6 +172,15 @@ class Run:
             )
         self.session.published = (fingerprint, checksum)
 
+    def update_policies(self) -> None:
+        """Give the frozen policies that follow the trained one its weights, and keep those for a resume."""
+        version = Version(lineage=self.lineage, step=self.learner.step)
+        for name in updates(self.config, version.step):
+            assert self.session.policies is not None
+            with self.folder.writing_snapshot(snapshot_folder(self.folder.path, name, version.step)) as draft:
+                self.learner.export(draft, self.tokenizer)
+            self.session.policies.publish(name, self.learner.named_weights(), version)
+
     def record(self, metrics: dict[str, float], seconds: dict[str, float]) -> None:
         """Write and show one step."""
         counts = self.buffer.counts()
@@ -184,6 +196,7 @@ class Run:
             "buffer/waiting": float(counts.waiting),
             "buffer/in_flight": float(counts.in_flight),
             "rollout/loop_lag_s": self.session.loop_lag_s,
+            **counts.tasks,
         }
         self.last = {"step": self.learner.step, "lineage": self.lineage, **metrics}
         self.folder.log_metrics(self.last)
@@ -200,11 +213,19 @@ class Run:
         trained, next_index = self.buffer.cursor()
         self.buffer.sync()
         entries = self.replay.entries if self.replay is not None else ()
-        state = RunState(step=self.learner.step, lineage=self.lineage, places_trained=trained, next_index=next_index, replay=entries)
+        state = RunState(
+            step=self.learner.step,
+            lineage=self.lineage,
+            places_trained=trained,
+            next_index=next_index,
+            replay=entries,
+            tasks=self.buffer.known_tasks(),
+        )
         with self.folder.writing_checkpoint(state) as draft:
             self.learner.save(draft)
         self.saved = self.learner.step
         self.folder.prune_checkpoints(self.config.checkpoint.keep)
+        prune_snapshots(self.config, self.folder.path, self.folder.checkpoint_steps())
 
     def export(self) -> None:
         """Write the model for everybody else."""
@@ -261,9 +282,15 @@ def _train(
         restored = folder.latest_checkpoint() if resuming else None
         earlier = read_warm_start(config, needs) if config.warm_start is not None and restored is None else None
         session.start_engine(config.model, reference=needs.rival is not None)  # loads while the learner does
+        at = folder.read_state(restored) if restored is not None else None
+        session.start_policies(folder.path, Version(lineage=at.lineage, step=at.step) if at is not None else None)
         rows = session.rows("train")
+        for notice in rows.notices:
+            progress.message(notice)
         check_judge(rows, needs, objective.name, session.environment)
-        tasks = TaskSource(session.environment, rows, config.seed)
+        source = TaskSource(session.environment, rows, config.seed)
+        tasks = Curriculum(source, config.curriculum, quarantine_after=config.limits.quarantine_after, seed=config.seed)
+        tasks.say = progress.message
         from transformers import logging  # torch takes seconds to import: a wrong run file has been refused by now
 
         from agentrl.learner import Learner

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from agentrl.curriculum import TaskState
 from agentrl.errors import CheckpointError, ConfigError
 from agentrl.records import SCHEMA_VERSION
 from agentrl.rollout_log import replace_file
@@ -53,6 +54,8 @@ class RunState:
     places_trained: int
     next_index: int
     replay: tuple[ReplayEntry, ...] = ()
+    tasks: tuple[TaskState, ...] = ()
+    """What the curriculum knows of tasks."""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -190,6 +193,23 @@ class RunFolder:
                 f"`agentrl train --resume {self.path}`: it goes on from {self.latest_checkpoint()} and writes the model"
             ) from error
 
+    @contextlib.contextmanager
+    def writing_snapshot(self, final: Path) -> Iterator[Path]:
+        """A folder to fill with weights that a frozen policy goes on with. Raises `CheckpointError` like a checkpoint."""
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            with _whole_folder(final) as draft:
+                yield draft
+        except (OSError, RuntimeError, CheckpointError) as error:
+            raise CheckpointError(
+                f"cannot write the weights of a policy to {final}: {error.__cause__ or error}; free some space and run "
+                f"`agentrl train --resume {self.path}`: it goes on from {self.latest_checkpoint() or 'the start'}"
+            ) from error
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps of the complete checkpoints, oldest first."""
+        return [int(path.name.removeprefix("step-")) for path in self._complete_checkpoints()]
+
     def prune_checkpoints(self, keep: int) -> None:
         """Remove all but the newest `keep`, and what is left of incomplete ones."""
         kept = self._complete_checkpoints()[-keep:]
@@ -200,7 +220,8 @@ class RunFolder:
 
 def new_folder(config: RunConfig) -> Path:
     """Make `runs/<env>-<model>-<date>-<time>`, with a number where another run has taken that name in the same second."""
-    environment = (config.env or Path(config.dataset or "run").stem).partition("?")[0].replace("/", "_").replace(":", "-")
+    mixed = "-".join(part.env.partition("?")[0] for part in config.envs)
+    environment = (config.env or mixed or Path(config.dataset or "run").stem).partition("?")[0].replace("/", "_").replace(":", "-")
     first = f"runs/{environment}-{Path(config.model).name}-{time.strftime('%Y%m%d-%H%M%S')}"
     taken = 1
     while True:

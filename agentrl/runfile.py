@@ -140,7 +140,9 @@ def _resolve(config: RunConfig) -> tuple[RunConfig, dict[Key, str]]:
 
 
 def _mistakes_of_source(config: RunConfig) -> Iterator[tuple[Key, str]]:
-    if config.env is None and config.dataset is None:
+    if config.envs and (config.env is not None or config.dataset is not None):
+        yield ("envs",), "`envs` and `env` or `dataset` are both set; a run has one source of tasks: remove one of them"
+    if config.env is None and config.dataset is None and not config.envs:
         yield ("env",), "there is nothing to train on: set `env` (see `agentrl env list`), or `dataset` with `rewards`"
     if config.env is not None and config.dataset is not None:
         yield ("dataset",), "`env` and `dataset` are both set; a run has one source of tasks: remove one of them"
@@ -155,6 +157,9 @@ def _mistakes_of_source(config: RunConfig) -> Iterator[tuple[Key, str]]:
         )
     if config.rewards and config.dataset is None:
         yield ("rewards",), "`rewards` score the rows of a `dataset`, and none is set; an environment scores its own episodes"
+    if config.reward_weights and len(config.reward_weights) != len(config.rewards):
+        count = f"{len(config.reward_weights)} weights for {len(config.rewards)} rewards"
+        yield ("reward_weights",), f"`reward_weights` has {count}; give one for each of `rewards`, in their order, or none"
 
 
 def _known_keys() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from agentrl.engines.vllm_servers import VllmServers
     from agentrl.engines.vllm_setup import Adapter
     from agentrl.environment import Split
+    from agentrl.policies import FrozenPolicies
     from agentrl.processes import Child
     from agentrl.records import Group, SamplingContract
 
@@ -57,6 +59,8 @@ class Session:
         self._vllm_connected = False
         self._samples_reference = False
         self._list: ServerList | None = None
+        self.policies: FrozenPolicies | None = None
+        """The engines of the frozen policies, once they are started."""
         self._fleet: Fleet | None = None
         self._rows: list[RemoteRows] = []
 
@@ -70,6 +74,8 @@ class Session:
                 ends.callback(rows.close)
             if self._engine is not None:
                 ends.callback(self._engine.stop)
+            if self.policies is not None:
+                ends.callback(self.policies.close)
             if self._publisher is not None:
                 ends.callback(self._publisher.close)
             if self._vllm is not None:
@@ -102,6 +108,19 @@ class Session:
             reference_dir=self.model_dir if reference else None,
         )
         self._engine.child.watch(self._engine_ended)
+
+    def start_policies(self, folder: Path | None = None, version: Version | None = None) -> None:
+        """Start the engines of the frozen policies; with the weights that they had in a run folder at a version, where one is resumed."""
+        from agentrl.policies import FrozenPolicies
+
+        self.policies = FrozenPolicies(
+            self.config,
+            scratch=self._temporary.path,
+            logs=self._logs,
+            model_dir=self.model_dir,
+            on_failure=lambda error: self.on_failure(error),
+        )
+        self.policies.start(resolve_model, folder, version)
 
     def _start_vllm(self, model: str) -> None:
         from agentrl.engines.vllm_setup import make_servers
@@ -191,6 +210,7 @@ class Session:
             tokenizer=self.model_dir,
             engine_socket=str(self._engine.socket_path) if self._engine is not None else "",
             log_folder=str(self._logs),
+            policies=self.policies.places() if self.policies is not None else (),
         )
         self._fleet = Fleet(
             setup,
@@ -236,8 +256,16 @@ def environment_spec(config: RunConfig) -> str:
     """The spec that every process imports: `env`, or the built-in environment over `dataset`, `rewards` and `judge`."""
     if config.env is not None:
         return config.env
+    if config.envs:
+        return "mixture?" + urlencode({"parts": json.dumps([part.model_dump() for part in config.envs])})
     assert config.dataset is not None, "the run file's check lets no run through without tasks"
-    arguments = {"path": config.dataset, "rewards": ",".join(config.rewards), "judge": config.judge or ""}
+    plain = not any("," in name or "?" in name for name in config.rewards)
+    arguments = {
+        "path": config.dataset,
+        "rewards": ",".join(config.rewards) if plain else json.dumps(config.rewards, ensure_ascii=False),
+        "judge": config.judge or "",
+        "weights": ",".join(map(repr, config.reward_weights)),
+    }
     return "dataset?" + urlencode({name: value for name, value in arguments.items() if value}, safe="/:,")
 
 

@@ -39,13 +39,21 @@ class TaskSource:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def task(self, place: int) -> Task:
-        """The task of the group with this index. Raises `ConfigError` for a row that is no JSON object."""
+    def row_at(self, place: int) -> int:
+        """Number of the row in this place of dispatch order."""
         epoch, at = divmod(place, len(self._rows))
         if epoch != self._epoch:
             self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self._rows))
             self._epoch = epoch
-        return make_task(self.environment, self._rows, int(self._order[at]))
+        return int(self._order[at])
+
+    def task_of(self, row: int) -> Task:
+        """The task of a row. Raises `ConfigError` for a row that is no JSON object."""
+        return make_task(self.environment, self._rows, row)
+
+    def task(self, place: int) -> Task:
+        """The task in this place of dispatch order. Raises `ConfigError` for a row that is no JSON object."""
+        return self.task_of(self.row_at(place))
 
 
 def make_task(environment: str, rows: Rows, index: int) -> Task:

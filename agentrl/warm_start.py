@@ -101,7 +101,7 @@ def check_vocabulary(groups: Sequence[Group], learner: Learner, run: str) -> Non
     from agentrl.learner.model import output_layer
 
     vocabulary = output_layer(learner.policy.base).weight.shape[0]
-    highest = max((int(turn.span.ids.max(initial=0)) for group in groups for one in group.rollouts for turn in one.turns), default=0)
+    highest = max((int(turn.span.ids.max(initial=0)) for group in groups for one in group.rollouts for turn in one.own_turns), default=0)
     if highest >= vocabulary:
         raise ConfigError(
             f"the rollouts of {run} hold token {highest}, and this run's model has {vocabulary} tokens: warm_start.run must be a run of a "
@@ -205,7 +205,7 @@ def _trainable(needs: Needs) -> Callable[[Group], Group | None]:
 
 def _check_contracts(group: Group, config: RunConfig, section: WarmStartConfig) -> None:
     wanted = config.sampling.temperature
-    for contract in {turn.contract for rollout in group.rollouts for turn in rollout.turns}:
+    for contract in {turn.contract for rollout in group.rollouts for turn in rollout.own_turns}:
         if contract.temperature != wanted:
             raise ConfigError(
                 f"the rollouts of {section.run} were sampled at temperature {contract.temperature:g}, and this run samples at {wanted:g}: "
@@ -222,7 +222,7 @@ def _check_contracts(group: Group, config: RunConfig, section: WarmStartConfig) 
 def _as_of_now(groups: Sequence[Group]) -> list[Group]:
     """The same with the newest version that sampled as step 0, so that staleness counts from there and not from the other run's start."""
     newest = max(
-        (run.version.step for group in groups for one in group.rollouts for turn in one.turns for run in turn.span.versions), default=0
+        (run.version.step for group in groups for one in group.rollouts for turn in one.own_turns for run in turn.span.versions), default=0
     )
 
     def moved(turn: Turn) -> Turn:

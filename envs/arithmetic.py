@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Mapping
+from typing import Any
 
-from agentrl.environment import SingleTurn, Split
+from agentrl.environment import Split
+from agentrl.envs.lazy_rows import LazyRows
 from agentrl.errors import ConfigError
 from agentrl.registry import register
 from agentrl.rewards.math_answer import math_reward
+from agentrl.single_turn import SingleTurn
 
 OPERATORS = {"add": "+", "sub": "-", "mul": "*"}
 _STRIDE = 104_729
 """A prime, so that stepping by it visits every task once, in an order that mixes large and small numbers."""
 
 
-class Exercises(Sequence[Mapping[str, Any]]):
+class Exercises(LazyRows):
     """Every unordered pair of `digits`-digit numbers under every operator, once; a tenth of the pairs is for evaluation.
 
     `57+26` and `26+57` are one task, shown in one order only: evaluation never asks what training has seen turned round.
@@ -33,14 +35,9 @@ class Exercises(Sequence[Mapping[str, Any]]):
     def __len__(self) -> int:
         return len(self._window) * len(self._symbols)
 
-    @overload
-    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Mapping[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> Mapping[str, Any] | list[Mapping[str, Any]]:
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
-        place, kind = divmod(range(len(self))[index], len(self._symbols))
+    def row(self, index: int) -> Mapping[str, Any]:
+        """One exercise."""
+        place, kind = divmod(index, len(self._symbols))
         pair = self._window[place] * _STRIDE % self._pairs
         row = (math.isqrt(8 * pair + 1) - 1) // 2
         large, small = self._low + row, self._low + pair - row * (row + 1) // 2

@@ -8,12 +8,13 @@ from fractions import Fraction
 from functools import partial
 from typing import Any
 
-from agentrl.environment import SingleTurn, Split
+from agentrl.environment import Split
 from agentrl.envs.procedural import Procedural
 from agentrl.errors import ConfigError
 from agentrl.registry import register
 from agentrl.rewards.expression import evaluate
 from agentrl.rewards.extract import answer_text, completion_text
+from agentrl.single_turn import SingleTurn
 
 SIZES: Mapping[Split, int] = {"train": 20_000, "eval": 1_000}
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from agentrl.environment import Environment, Episode, Message, Split
+from agentrl.environment import Environment, Episode, Split
 from agentrl.envs.procedural import Procedural
 from agentrl.errors import ConfigError
+from agentrl.llm import Message
 from agentrl.records import Score, Task
 from agentrl.registry import register
-from agentrl.rewards.math_answer import grade
+from agentrl.rewards.grader_pool import Pair, shared_pool
 
 ITEMS = ("apple", "book", "chair", "drum", "egg", "fork", "glove", "hat", "iron", "jar", "kite", "lamp", "mug", "nail", "oar", "pen")
 SIZES: Mapping[Split, int] = {"train": 20_000, "eval": 1_000}
@@ -73,4 +75,16 @@ class Lookup(Environment):
 
     def score(self, episode: Episode) -> Score:
         """1 for the right count, else 0."""
-        return grade(gold=episode.task.row["answer"], answer=episode.answer).score()
+        return shared_pool().grade(Pair(gold=episode.task.row["answer"], answer=episode.answer)).score()
+
+    def golden(self, task: Task) -> Sequence[str]:
+        """Every item looked up, added where there are two, and the sum said."""
+        stock, asked = task.row["stock"], task.row["asked"]
+        calls = [_call("lookup", item=item) for item in asked]
+        if len(asked) > 1:
+            calls.append(_call("add", a=stock[asked[0]], b=stock[asked[1]]))
+        return [*calls, f"\\boxed{{{task.row['answer']}}}"]
+
+
+def _call(name: str, **arguments: Any) -> str:
+    return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from agentrl.environment import Split
+from agentrl.envs.lazy_rows import LazyRows
 
 EVAL_SHARE = 10
 """One task in this many belongs to the evaluation split."""
@@ -18,7 +19,7 @@ def split_of(key: str) -> Split:
     return "eval" if zlib.crc32(key.encode()) % EVAL_SHARE == 0 else "train"
 
 
-class Procedural(Sequence[Mapping[str, Any]]):
+class Procedural(LazyRows):
     """`size` rows, each drawn when it is asked for and the same in every process.
 
     Args:
@@ -34,15 +35,9 @@ class Procedural(Sequence[Mapping[str, Any]]):
     def __len__(self) -> int:
         return self._size
 
-    @overload
-    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Mapping[str, Any]]: ...
-    def __getitem__(self, index: int | slice) -> Mapping[str, Any] | list[Mapping[str, Any]]:
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(self._size))]
-        at = range(self._size)[index]
-        stream = random.Random(f"{self._name}/{self._split}/{at}")
+    def row(self, index: int) -> Mapping[str, Any]:
+        """Draw a row."""
+        stream = random.Random(f"{self._name}/{self._split}/{index}")
         while True:
             key, row = self._draw(stream)
             if split_of(key) == self._split:

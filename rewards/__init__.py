@@ -1,1 +1,1 @@
-"""Reward functions and graders that come with agentrl; none of them imports torch."""
+"""Reward functions and graders that come with agentrl; none imports torch before a reward model is asked."""

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
 
 THINK, END_THINK = "<think>", "</think>"
 
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BRACES = re.compile(r"(\\(?:boxed|fbox)\s*\{)|\\(?!\\(?:boxed|fbox)\s*\{).|[{}]", re.DOTALL)
+"""A box that opens, an escaped character, a brace."""
 _BOX_COMMAND = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 _MARKED = re.compile(r"####[ \t]*([^\n]*)")
 _SAID = re.compile(r"\banswer\b(?:\s+(?!is\b)\w+){0,4}?\s*(?:\bis\b|:|=)[\s:]*([^\n]+)", re.IGNORECASE)
@@ -22,8 +23,11 @@ def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
     """Text of a completion in either of TRL's forms: a string, or messages of which the last assistant turn counts."""
     if isinstance(completion, str):
         return completion
-    said = [message for message in completion if message["role"] == "assistant"]
-    return str(said[-1].get("content") or "") if said else ""
+    said = [message for message in completion if message.get("role", "assistant") == "assistant"]
+    content = said[-1].get("content") if said else None
+    if isinstance(content, list):  # parts, of which only the texts can be read
+        return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+    return str(content or "")
 
 
 def answer_text(text: str) -> str | None:
@@ -46,34 +50,21 @@ def answer_text(text: str) -> str | None:
 
 
 def last_box(text: str) -> str | None:
-    """Content of the last box whose braces balance, None where there is none; escaped braces do not count."""
-    content = None
-    at = 0
-    while (opening := _BOX.search(text, at)) is not None:
-        end = _closing_brace(text, opening.end())
-        if end is None:
-            at = opening.end()
-            continue
-        content, at = text[opening.end() : end].strip(), end + 1
-    if content is not None and _BOX_COMMAND.search(content):  # a box in a box
-        return last_box(content)
-    return content or None
+    """Content of the last box whose braces balance, the inner one of nested ones; None where there is none. Escaped braces do not count.
 
-
-def _closing_brace(text: str, start: int) -> int | None:
-    depth = 1
-    at = start
-    while at < len(text):
-        if text[at] == "\\":
-            at += 1
-        elif text[at] == "{":
-            depth += 1
-        elif text[at] == "}":
-            depth -= 1
-            if depth == 0:
-                return at
-        at += 1
-    return None
+    One pass over the text, however many boxes are opened in it.
+    """
+    opened: list[int] = []
+    last = (-1, -1)
+    for match in _BRACES.finditer(text):
+        if match[0] == "{":
+            opened.append(-1)
+        elif match[1]:
+            opened.append(match.end())
+        elif match[0] == "}" and opened:
+            last = max(last, (opened.pop(), match.start()))
+    content = text[slice(*last)].strip() if last[0] >= 0 else ""
+    return None if _BOX_COMMAND.search(content) else content or None
 
 
 def _spoken(text: str) -> str | None:

@@ -7,14 +7,25 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from agentrl.rewards.math_symbolic import DECIMAL_TOLERANCE, constant, equal, formula, proportional
+from agentrl.rewards.math_strict import is_letters
+from agentrl.rewards.math_symbolic import DECIMAL_TOLERANCE, constant, equal, evaluate_once, formula, proportional
 from agentrl.rewards.math_text import Number, compact, parse_number, split_unit
 from agentrl.rewards.math_tree import Leaf, Listing, Node, Relation
 
-_WORDS = re.compile(r"\\text ?\{([^{}]*)\}|([A-Za-z][A-Za-z' -]{2,})")
-_CHOICE = re.compile(r"\(?([A-Za-z])\)?")
+_WORDS = re.compile(r"\\text ?\{([^{}]*)\}|([A-Za-z][A-Za-z' -]{2,}|[Nn][Oo])")
+_NAMED = re.compile(
+    r"\\(?:angle|triangle|measuredangle|odot|square)(?![A-Za-z])"
+    r"|\\(?:overline|overrightarrow|overleftrightarrow|widehat|vec) ?\{ ?[A-Z]{2,} ?\}"
+    r"|(?!NO)[A-Z]{2}$"
+    r"|\d{4}([-/])\d{1,2}\1\d{1,2}$|\d{1,2}([-/])\d{1,2}\2\d{4}$"
+)
+"""Figures, named by their points, and dates: order means something, and only the same text is known to be the same."""
+_CHOICE = re.compile(r"\(?([A-Ja-j])\)?")
 _NAME = re.compile(r"[A-Za-z\\{}_ '()|]+|[A-Za-z]_\{?\w+\}?")
+_SYMBOL = re.compile(r"[A-Za-z](?:_\{?\w+\}?)?|\\[A-Za-z]+")
 _DOTS = frozenset(("\\ldots", "\\dots", "\\cdots", "..."))
+MOST_PLAIN_PARTS = 20
+"""Longer lists are compared where that can be killed: it takes the square of their length."""
 _FLIPPED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 
 
@@ -30,14 +41,33 @@ class Policy:
     """`28 %` is also right where the gold is `28`, and the other way round."""
 
 
+STRICT = Policy()
+"""Nothing beyond equality."""
+
+
 def check_gold(node: Node) -> None:
-    """Raise `Unparsed` or `TooLarge` unless every part of a gold answer can be compared."""
-    if isinstance(node, Leaf):
-        if _word(node.text) is None and node.text not in _DOTS and parse_number(split_unit(node.text)[0]) is None:
-            formula(split_unit(node.text)[0])
-        return
-    for part in node.parts:
-        check_gold(part)
+    """Raise `Unparsed` or `TooLarge` unless every part of a gold answer can be compared, for which each is evaluated once."""
+    for leaf in _leaves(node):
+        if not _is_plain_leaf(leaf):
+            evaluate_once(formula(split_unit(leaf.text)[0]))
+
+
+def is_plain(node: Node) -> bool:
+    """Whether an answer is made of few numbers and words only, which are compared without computer algebra."""
+    leaves = _leaves(node)
+    return len(leaves) <= MOST_PLAIN_PARTS and all(map(_is_plain_leaf, leaves)) and not _has_relation(node)
+
+
+def _leaves(node: Node) -> list[Leaf]:
+    return [node] if isinstance(node, Leaf) else [leaf for part in node.parts for leaf in _leaves(part)]
+
+
+def _has_relation(node: Node) -> bool:
+    return isinstance(node, Relation) or (isinstance(node, Listing) and any(map(_has_relation, node.parts)))
+
+
+def _is_plain_leaf(leaf: Leaf) -> bool:
+    return _word(leaf.text) is not None or leaf.text in _DOTS or parse_number(split_unit(leaf.text)[0]) is not None
 
 
 def same(gold: Node, answer: Node, policy: Policy) -> bool:
@@ -51,7 +81,7 @@ def same(gold: Node, answer: Node, policy: Policy) -> bool:
         return bool(values) and all(same(gold, value, policy) for value in values)
     if isinstance(gold, Relation):
         values = _assigned(gold)
-        return len(values) == 1 and same(values[0], answer, policy)
+        return len(values) == 1 and not _is_name(values[0]) and same(values[0], answer, policy)
     if isinstance(gold, Listing) and isinstance(answer, Listing):
         return _same_listing(gold, answer, policy)
     return isinstance(gold, Leaf) and isinstance(answer, Leaf) and _same_leaf(gold.text, answer.text, policy)
@@ -60,6 +90,10 @@ def same(gold: Node, answer: Node, policy: Policy) -> bool:
 def _same_listing(gold: Listing, answer: Listing, policy: Policy) -> bool:
     plain = {gold.kind, answer.kind} <= {",", "{}"}
     if (gold.kind != answer.kind and not plain) or len(gold.parts) != len(answer.parts):
+        return False
+    if len(names := _names(gold.parts)) > 1 and _names(answer.parts) != names:
+        return False  # `2, 3` does not say which is x and which is y
+    if {gold.word, answer.word} == {"and", "or"} and any(map(_is_inequality, gold.parts)):
         return False
     if gold.ordered:
         return all(same(*pair, policy) for pair in zip(gold.parts, answer.parts, strict=True))
@@ -78,9 +112,31 @@ def _assigned(relation: Relation) -> tuple[Node, ...]:
     named = isinstance(first, Leaf) and _NAME.fullmatch(first.text) is not None
     if relation.signs == ("\\in",):
         return tuple(others) if named else ()
-    if any(sign not in ("=", "\\approx") for sign in relation.signs):
+    if any(sign not in ("=", "\\approx") for sign in relation.signs) or (named and _recurs(first, others)):
         return ()
     return tuple(others) if named else relation.parts
+
+
+def _is_inequality(node: Node) -> bool:
+    return isinstance(node, Relation) and any(sign in _FLIPPED for sign in node.signs)
+
+
+def _names(parts: tuple[Node, ...]) -> set[str]:
+    """The names that get values in a list such as `x = 2, y = 3`."""
+    firsts = [part.parts[0] for part in parts if isinstance(part, Relation)]
+    return {compact(first.text) for first in firsts if isinstance(first, Leaf)}
+
+
+def _is_name(node: Node) -> bool:
+    """Whether a value is a name itself: what `a = b` says is neither a nor b."""
+    return isinstance(node, Leaf) and _SYMBOL.fullmatch(node.text.strip()) is not None
+
+
+def _recurs(name: Node, values: list[Node]) -> bool:
+    """Whether a name is part of what it is said to be: `x = x^2 + 1` is an equation for x."""
+    symbol = name.text.strip() if isinstance(name, Leaf) else ""
+    own = re.compile(rf"(?<![\\A-Za-z]){re.escape(symbol)}(?![A-Za-z])")
+    return any(own.search(leaf.text) for value in values for leaf in _leaves(value))
 
 
 def _same_relation(gold: Relation, answer: Relation, policy: Policy) -> bool:
@@ -132,9 +188,13 @@ def _as_interval(node: Node) -> Node:
 
 
 def _word(text: str) -> str | None:
-    """The word or phrase that a text is, None where it is a formula. Two letters are a product, three or more a word."""
+    """The word or phrase that a text is, None where it is a formula. Two letters are a product, and so is `abc`; three or more a word."""
+    if _NAMED.match(text) or (text.isupper() and text.isalpha() and is_letters(text)):
+        return "".join(text.split())
     match = _WORDS.fullmatch(text)
-    return " ".join((match[1] or match[2] or "").casefold().split()) if match else None
+    if match is None or (len(match[2] or "") > 2 and is_letters(match[2])):
+        return None
+    return " ".join((match[1] or match[2] or "").casefold().split())
 
 
 def _same_leaf(gold: str, answer: str, policy: Policy) -> bool:

@@ -16,9 +16,13 @@ MAX_EXPONENT = 400
 
 _REPLACED = (
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"\\left\s*\|"), r"\\lvert "),
+    (re.compile(r"\\right\s*\|"), r"\\rvert "),
     (re.compile(r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle)(?![A-Za-z])\s*\.?"), ""),
     (re.compile(r"(?<=\d)(?:\\[,!;: ]|\{,\}|~)(?=\d{3}(?!\d))"), ","),
+    (re.compile(r"(?<=\d)\{,\}(?=\d)"), "."),  # a decimal comma; grouped digits are done with
     (re.compile(r"\{,\}"), ","),
+    (re.compile(r"\\operatorname\s*\{\s*(arc(?:sin|cos|tan)|sinh|cosh|tanh|lcm|gcd|det)\s*\}"), r"\\\1 "),
     (re.compile(r"(?<![\d.])(\d{1,3}) (\d{3})(?: (\d{3}))?(?![\d ])"), r"\1\2\3"),
     (re.compile(r"\\[,!;: ]|\\q?quad(?![A-Za-z])|~"), " "),
     (re.compile(r"\\math(?:rm|it|bf)\{\s*([A-Za-z])\s*\}|\\operatorname\{\s*([ei])\s*\}"), r"\1\2"),
@@ -33,7 +37,11 @@ _REPLACED = (
     (re.compile(r"(?<![\\A-Za-z])(pi|sin|cos|tan|cot|sec|csc|log|ln|exp|theta|alpha|beta|gamma|lambda)(?![A-Za-z])"), r"\\\1 "),
     (re.compile(r"(?<![\\A-Za-z])(?:infinity|inf)(?![A-Za-z])"), r"\\infty "),
     (re.compile(r"(?<![\d.])(\d+)\s+(\d+)\s*/\s*(\d+)(?![\d.])"), r"\1\\frac{\2}{\3}"),
-    (re.compile(r"\\frac\s*(\d)\s*(\d)"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\frac\s*([0-9A-Za-z])\s*([0-9A-Za-z])"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\frac\s*([0-9A-Za-z])\s*\{"), r"\\frac{\1}{"),
+    (re.compile(r"(\\frac\s*\{[^{}]*\})\s*([0-9A-Za-z])"), r"\1{\2}"),
+    (re.compile(r"\\sqrt\s*([0-9A-Za-z])"), r"\\sqrt{\1}"),
+    (re.compile(r"_\s*(\d{2,})"), r"_{\1}"),
     (re.compile(r"<="), r"\\le "),
     (re.compile(r">="), r"\\ge "),
     (re.compile(r"(?<=[A-Za-z])\s*!="), r"\\ne "),
@@ -97,8 +105,8 @@ def normalize(text: str) -> str:
 
 
 def compact(text: str) -> str:
-    """Without white space, except between digits."""
-    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
+    """Without white space, except between digits: `1, 234` is not `1,234`, nor `1. 5` one and a half."""
+    return re.sub(r"(?<![\d.,])\s+|\s+(?!\d)", "", text)
 
 
 def _plain_character(character: str) -> str:
@@ -129,12 +137,13 @@ _DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
 _WHOLE = re.compile(rf"([-+]?) ?({_DIGITS})?(?:\.(\d*))?")
 _POWER = re.compile(r"(?: ?(?:\\times|\\cdot|\*) ?10\^\{(-?\d{1,4})\}|[eE]([-+]?\d{1,4}))$")
 _FRACTION = re.compile(rf"([-+]?) ?({_DIGITS})? ?\\frac ?\{{ ?(-?) ?({_DIGITS}) ?\}} ?\{{ ?(-?) ?({_DIGITS}) ?\}}")
+_REPEATING = re.compile(r"([-+]?) ?(\d*)\.(\d*)\\overline ?\{ ?(\d{1,40}) ?\}")
 
 
 def parse_number(text: str) -> Number | None:
     """Read a normalized text that is one number: integer, decimal, fraction, mixed number, power of ten, percentage, plain arithmetic."""
     text, percent = (text[: -len(r"\%")].rstrip(), True) if text.endswith(r"\%") else (text, False)
-    number = _decimal(text) or _fraction(text) or _sum(text)
+    number = _decimal(text) or _fraction(text) or _repeating(text) or _sum(text)
     if number is None or not percent:
         return number
     return Number(value=number.value / 100, decimals=number.decimals, percent=True)
@@ -164,6 +173,16 @@ def _fraction(text: str) -> Number | None:
     return Number(value=-value if sign == "-" else value)
 
 
+def _repeating(text: str) -> Number | None:
+    r"""`0.1\overline{6}` is a sixth."""
+    match = _REPEATING.fullmatch(text)
+    if match is None:
+        return None
+    sign, whole, before, again = match.groups()
+    value = int(whole or "0") + (Fraction(int(before or "0")) + Fraction(int(again), 10 ** len(again) - 1)) / 10 ** len(before)
+    return Number(value=-value if sign == "-" else value)
+
+
 def _sum(text: str) -> Number | None:
     try:
         return Number(value=evaluate(text).value)
@@ -171,18 +190,29 @@ def _sum(text: str) -> Number | None:
         return None
 
 
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 _UNIT_NAMES = {
     "centimeter": "cm", "centimetre": "cm", "meter": "m", "metre": "m", "kilometer": "km", "kilometre": "km", "millimeter": "mm",
     "inch": "in", "inche": "in", "foot": "ft", "feet": "ft", "mile": "mi", "yard": "yd", "gram": "g", "kilogram": "kg", "pound": "lb",
     "liter": "l", "litre": "l", "second": "s", "sec": "s", "minute": "min", "hour": "h", "hr": "h", "dollar": "$", "usd": "$",
-    "degree": "deg", "unit": "", "euro": "eur",
+    "degree": "deg", "unit": "", "euro": "eur", "lbs": "lb", "kgs": "kg", "hrs": "h", "mins": "min", "secs": "s", "cms": "cm",
 }  # fmt: skip
-_NOT_UNITS = frozenset(
-    ("and", "or", "not", "to", "mod", "minus", "plus", "times", "over", "by", "than", "if", "for", "when", "maybe", "but")
+_NOT_UNITS = _words(
+    "and or not to mod modulo minus plus times over by than if for when maybe but is was no none never about approximately approx roughly "
+    "nearly almost around circa perhaps possibly probably likely exactly more less fewer most least at up down within under above below "
+    "hundred thousand thousands million millions billion billions trillion trillions dozen dozens score pair pairs k half halves third "
+    "thirds quarter quarters fourth fourths fifth fifths tenth tenths hundredth hundredths thousandth thousandths squared cubed factorial "
+    "negative positive power powers root roots base remainder recurring repeating point inverse"
 )
+"""Words behind a number that change it, or take it back."""
 _TEXT_UNIT = re.compile(r" ?\\text ?\{ ?([^{}]*[A-Za-z][^{}]*?)\.? ?\}(?: ?\^ ?\{ ?(-?\d) ?\})?$")
 _WORD_UNIT = re.compile(r"(?<=[\d}]) ((?:sq(?:uare)?|cubic)? ?[A-Za-z]{2,})\.?(?: ?\^ ?\{ ?(-?\d) ?\})?$")
 _DEGREES = re.compile(r" ?\^ ?\{? ?\\circ ?\}?$| ?\\degree$")
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
+"""Of their arguments degrees are a part, and no unit of what comes out."""
 _MONEY = re.compile(r"^(-?) ?(\\\$|\\euro|\\pound) ?(?=[\d.])")
 _BASE = re.compile(r"(?<=\d) ?_ ?\{? ?(\d+) ?\}?$")
 
@@ -191,7 +221,7 @@ def split_unit(text: str) -> tuple[str, str]:
     r"""Cut the unit off a quantity: `35 \text{ cm}` -> `35`, `cm`. The unit is empty where there is none."""
     if (money := _MONEY.match(text)) is not None:
         return money[1] + text[money.end() :], {"\\$": "$", "\\euro": "eur", "\\pound": "gbp"}[money[2]]
-    if (degrees := _DEGREES.search(text)) is not None and degrees.start() > 0:
+    if (degrees := _DEGREES.search(text)) is not None and degrees.start() > 0 and not _TRIGONOMETRIC.search(text):
         return text[: degrees.start()], "deg"
     if (base := _BASE.search(text)) is not None:
         return text[: base.start()], f"base {base[1]}"
@@ -207,13 +237,14 @@ def _unit(words: str, power: str) -> str:
     parts = words.strip().split()
     if parts and parts[0].lower() in squared:
         power = squared[parts.pop(0).lower()]
-    return " ".join(map(_unit_name, parts)) + (f"^{power}" if power not in ("", "1") else "")
+    return " ".join(map(unit_name, parts)) + (f"^{power}" if power not in ("", "1") else "")
 
 
-def _unit_name(word: str) -> str:
+def unit_name(word: str) -> str:
+    """One name for a unit that has several: `centimeters` is `cm`."""
     if word.lower() in _UNIT_NAMES:
         return _UNIT_NAMES[word.lower()]
-    if len(word) < 4:  # symbols: MB is not mb
+    if len(word) < 4 or (len(word) == 4 and not word.islower()):  # symbols: MB is not mb
         return word
     singular = word.lower().removesuffix("s")
     return _UNIT_NAMES.get(singular, singular)

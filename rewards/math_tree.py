@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 MAX_DEPTH = 8
 """Brackets nested deeper than this are refused: the parser of single formulas takes exponential time on them."""
@@ -29,6 +29,8 @@ class Listing:
 
     kind: str
     parts: tuple[Node, ...]
+    word: str = field(default="", compare=False)
+    """`or` or `and`, where one stands between parts."""
 
     @property
     def ordered(self) -> bool:
@@ -81,7 +83,8 @@ def _parse(tokens: list[str], depths: list[int], *, bracketed: bool) -> Node:
     text = "".join(tokens)
     outside = [depth == depths[0] for depth in depths]
     if separators := _separators(tokens, outside, bracketed=bracketed):
-        return Listing(",", tuple(_split(tokens, depths, separators)))
+        words = {"".join(tokens[start:end]) for start, end in separators} & {"and", "or"}
+        return Listing(",", tuple(_split(tokens, depths, separators)), words.pop() if len(words) == 1 else "")
     if signs := [(at, at + 1) for at, token in enumerate(tokens) if outside[at] and token in RELATIONS]:
         parts = _split(tokens, depths, signs)
         if len(signs) == len(parts) == 1 and tokens[0] == "=":  # "= 42"
@@ -92,7 +95,7 @@ def _parse(tokens: list[str], depths: list[int], *, bracketed: bool) -> Node:
     for mark, kind in (("\\cup", "cup"), (":", ":")):
         if places := [(at, at + 1) for at, token in enumerate(tokens) if outside[at] and token == mark]:
             return Listing(kind, tuple(_split(tokens, depths, places)))
-    if "\\pm" in tokens:
+    if "\\pm" in tokens or "\\mp" in tokens:
         swapped = {"\\pm": "-", "\\mp": "+"}
         other = [swapped.get(token, token) for token in tokens]
         plain = [{"-": "+", "+": "-"}[swapped[token]] if token in swapped else token for token in tokens]
@@ -101,7 +104,7 @@ def _parse(tokens: list[str], depths: list[int], *, bracketed: bool) -> Node:
 
 
 def _separators(tokens: list[str], outside: list[bool], *, bracketed: bool) -> list[tuple[int, int]]:
-    """Places of commas, semicolons and the words `and` and `or` between parts; not of commas that group digits."""
+    """Places of commas, semicolons and, outside brackets, the words `and` and `or` between parts; not of commas that group digits."""
     commas = [at for at, token in enumerate(tokens) if outside[at] and token in (",", ";")]
     spaced = [at for at in commas if tokens[at + 1 : at + 2] == [" "]]
     if spaced:
@@ -112,7 +115,12 @@ def _separators(tokens: list[str], outside: list[bool], *, bracketed: bool) -> l
     for at in range(len(tokens)):
         for word in ("and", "or"):
             around = [*tokens[at - 1 : at], *tokens[at + len(word) : at + len(word) + 1]]
-            if outside[at] and "".join(tokens[at : at + len(word)]) == word and not any(neighbour.isalpha() for neighbour in around):
+            if (
+                not bracketed
+                and outside[at]
+                and "".join(tokens[at : at + len(word)]) == word
+                and not any(neighbour.isalpha() for neighbour in around)
+            ):
                 words.append((at, at + len(word)))
     return sorted([(at, at + 1) for at in commas] + words)
 

@@ -1,1 +1,1 @@
-"""Scripts that start inference servers; they depend on the run file's schema and the rollout records only."""
+"""Servers and sandboxes: vLLM with what training needs, environments and reward models over HTTP, places for untrusted programs."""

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from agentrl.admission import Admission
 from agentrl.buffer import Buffer, has_signal, member_dispositions
 from agentrl.config import LimitsConfig
+from agentrl.curriculum import Curriculum
 from agentrl.errors import RunCannotLearn, SamplerUnavailable
 from agentrl.objectives import Needs, get, validate
 from agentrl.records import SamplingContract, Score, TokenSpan, Turn
@@ -30,7 +31,7 @@ SIGNAL = Needs(group_size=2, signal=True)
 def make_buffer(folder, *, groups_per_step=2, eta=0, lineage=0, limits=None, needs=None, **admission):
     return Buffer(
         Admission(groups_per_step=groups_per_step, max_staleness=eta, **admission),
-        TaskSource("fake", ROWS, seed=0),
+        Curriculum(TaskSource("fake", ROWS, seed=0)),
         RolloutLog(folder, lineage),
         limits or LimitsConfig(wait_s=5),
         lineage=lineage,
@@ -151,6 +152,10 @@ def test_members_have_one_disposition_each():
     assert member_dispositions(make_group(0, [1.0, 0.0, None]), Needs(group_size=2)) == ("trained", "trained", "unscorable")
     assert member_dispositions(make_group(0, [0.5, 0.5, None]), Needs(group_size=2)) == ("no_signal", "no_signal", "unscorable")
     assert member_dispositions(make_group(0, [1.0, None, None]), Needs(group_size=2)) == ("no_signal", "unscorable", "unscorable")
+    untrained = make_group(0, [1.0, 0.0])
+    theirs = replace(untrained.rollouts[0], turns=tuple(replace(turn, trained=False) for turn in untrained.rollouts[0].turns))
+    mixed = replace(untrained, rollouts=(theirs, untrained.rollouts[1]))
+    assert member_dispositions(mixed, Needs(group_size=2)) == ("no_signal", "trained")
 
 
 def test_a_resume_replays_what_was_finished_and_trains_a_prefix(tmp_path):

@@ -242,7 +242,9 @@ def test_env_show_of_a_broken_environment_says_where_it_breaks(arguments, said):
 def test_env_list_has_the_environments_of_agentrl():
     result = run("env", "list")
     assert result.exit_code == 0
-    assert "lookup      Find out how many there are" in result.stdout
+    assert "lookup            Find out how many there are" in result.stdout
+    lines = [line.split("  ")[0] for line in result.stdout.partition("From other libraries:\n")[2].splitlines()]
+    assert set(lines) >= {f"{name}:NAME" for name in ("gymnasium", "mcp", "openenv", "reasoning-gym", "textarena", "verifiers")}
 
 
 OBJECTIVE = """
@@ -306,7 +308,18 @@ def test_objectives_show_of_what_is_not_there_says_so(arguments, said):
 
 @pytest.mark.parametrize(
     "command",
-    [[], ["train"], ["eval"], ["env"], ["env", "list"], ["env", "show"], ["objectives", "list"], ["objectives", "show"], ["version"]],
+    [
+        [],
+        ["train"],
+        ["eval"],
+        ["env"],
+        ["env", "list"],
+        ["env", "show"],
+        ["env", "test"],
+        ["objectives", "list"],
+        ["objectives", "show"],
+        ["version"],
+    ],
 )
 def test_help_fits_a_terminal(command):
     text = run(*command, "--help").stdout

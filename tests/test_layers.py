@@ -6,28 +6,32 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PUBLIC = {"environment", "errors", "records", "registry"}
+PUBLIC = {"environment", "errors", "gold_audit", "llm", "records", "registry", "reward_call", "single_turn"}
 """What an environment or a reward may use: the same that a user's own may."""
 BASE = {"checksum", "config", "config_errors", "errors", "records", "wire"}
 ALLOWED = {
     "errors": set(),
+    "gold_audit": {"errors"},
     "records": set(),
     "config": {"errors"},
-    "environment": {"errors", "records"},
+    "llm": set(),
+    "environment": {"errors", "llm", "records"},
+    "single_turn": {"environment", "errors", "records", "reward_call"},
+    "reward_call": {"errors", "records"},
     "registry": {"environment", "errors"},
     "wire": {"errors", "records"},
     "objectives": {*BASE, "objectives"},
     "learner": {*BASE, "learner", "objectives", "products"},
     "engines": {*BASE, "dispatch", "engines", "lifeline", "processes", "products", "scratch", "transfer_format"},
-    "rollout": {*BASE, "dispatch", "engines", "environment", "lifeline", "processes", "registry", "rollout", "scratch"},
-    "envs": {*PUBLIC, "envs", "rewards"},
-    "rewards": {"environment", "errors", "records", "rewards"},
-    "servers": {"config", "errors", "lifeline", "processes", "rollout", "scratch", "servers", "transfer_format"},
+    "rollout": {*BASE, *PUBLIC - {"gold_audit", "reward_call"}, "dispatch", "engines", "lifeline", "processes", "rollout", "scratch"},
+    "envs": {*PUBLIC, "envs", "rewards", "servers"},
+    "rewards": {"environment", "errors", "records", "reward_call", "rewards", "servers"},
+    "servers": {*PUBLIC, "config", "lifeline", "processes", "rollout", "scratch", "servers", "transfer_format", "wire"},
 }
 """Part of agentrl -> the parts that it may import, types included. Parts that are not named assemble the others."""
 BY_NAME_ONLY = {"envs", "rewards", "servers"}
 """Never imported by the core, which finds them by their names like anybody else's."""
-WITHOUT_TORCH = ["config", "config_errors", "environment", "errors", "records", "registry", "runfile", "wire", "cli", "progress"]
+WITHOUT_TORCH = ["config", "config_errors", "environment", "errors", "llm", "records", "registry", "runfile", "wire", "cli", "progress"]
 
 
 def sources():

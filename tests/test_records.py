@@ -110,3 +110,19 @@ def test_logs_of_before_there_were_such_still_read():
     group = wire.from_json(json.dumps(line), Group)
     assert group.preferences == ()
     assert {turn.reward for rollout in group.rollouts for turn in rollout.turns} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("turns", "expected"),
+    [
+        ([], ()),
+        ([(False, 5.0)], ()),
+        ([(True, 1.0), (True, 2.0)], (1.0, 2.0)),
+        ([(False, 5.0), (False, 1.0), (True, 1.0), (False, 0.5), (True, 2.0), (False, 0.25)], (7.5, 2.25)),
+    ],
+)
+def test_what_turns_of_others_were_given_belongs_to_the_own_turn_before(turns, expected):
+    made = [replace(make_turn(make_span(2, 1)), trained=trained, reward=reward) for trained, reward in turns]
+    rollout = replace(make_group(0, [1.0]).rollouts[0], turns=tuple(made))
+    assert rollout.own_rewards == expected
+    assert len(rollout.own_rewards) == len(rollout.own_turns)

@@ -17,6 +17,7 @@ from agentrl import objectives
 from agentrl.admission import Admission
 from agentrl.buffer import Buffer
 from agentrl.config import RunConfig
+from agentrl.curriculum import Curriculum
 from agentrl.errors import ConfigError, PublishError, RunCannotLearn
 from agentrl.learner import Learner
 from agentrl.objectives import Needs
@@ -135,7 +136,7 @@ def make_run(config, folder, session=None):
     )
     buffer = Buffer(
         admission,
-        TaskSource("fake", ROWS, config.seed),
+        Curriculum(TaskSource("fake", ROWS, config.seed)),
         RolloutLog(folder.rollouts, 0),
         config.limits,
         lineage=0,
@@ -151,7 +152,9 @@ def resume_run(config, folder):
     restored = folder.latest_checkpoint()
     learner = make_learner(config)
     learner.load(restored)
-    lineage, buffer = open_buffer(config, folder, TaskSource("fake", ROWS, config.seed), restored, Needs(group_size=2), resuming=True)
+    lineage, buffer = open_buffer(
+        config, folder, Curriculum(TaskSource("fake", ROWS, config.seed)), restored, Needs(group_size=2), resuming=True
+    )
     run = Run(config, folder, lineage, learner, None, ScriptedSession(), buffer, Silent(), Interrupt(), last={})
     run.replay = open_replay(config, folder, restored, Needs(group_size=2))
     return run
@@ -191,7 +194,7 @@ def test_eta_zero_is_bit_for_bit_the_synchronous_loop(model_folder, tmp_path):
     run.learn()
 
     plain = make_learner(config)
-    tasks = TaskSource("fake", ROWS, config.seed)
+    tasks = Curriculum(TaskSource("fake", ROWS, config.seed))
     losses = []
     for step in range(config.steps):
         indices = range(step * config.groups_per_step, (step + 1) * config.groups_per_step)
@@ -327,7 +330,7 @@ def test_groups_without_a_signal_are_replaced_in_what_is_trained_alone(model_fol
     plain, replay, tasks = (
         make_learner(config),
         Replay(config.replay, Needs(group_size=2), seed=config.seed),
-        TaskSource("fake", ROWS, config.seed),
+        Curriculum(TaskSource("fake", ROWS, config.seed)),
     )
     empty = 0
     for step in range(config.steps):

@@ -186,7 +186,7 @@ class VllmEngine:
             model=model,
             max_tokens=max_tokens,
             version=served.version,
-            beneath=model != served.model,
+            beneath=served.fixed or model != served.model,
             vocab_size=self._vocab_size,
         )
         reply = await self._connections[place].request("POST", GENERATE, generate_body(call))

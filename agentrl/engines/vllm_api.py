@@ -113,7 +113,8 @@ class Call:
     version: Version
     """Of the weights that the server is known to have; it may have newer ones by now."""
     beneath: bool = False
-    """Whether the model beneath the adapters is asked. No publish changes it; its tokens have `version`, whatever the server calls them."""
+    """Whether no publish changes what is asked: the model beneath the adapters, or that of a server which is given no weights. Its tokens
+    have `version`, whatever the server calls them."""
     vocab_size: int | None = None
     """Sampled ids must be below it; None leaves that to whoever uses them."""
 

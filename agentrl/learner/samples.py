@@ -39,7 +39,7 @@ class Sample:
     masked: bool
     """Not trained by the user's wish, but part of its group's baseline."""
     turn: np.ndarray = field(default_factory=_no_ints)
-    """[trained] int32: the turn that sampled each token."""
+    """[trained] int32: which of `Rollout.own_turns` sampled each token."""
     version_steps: np.ndarray = field(default_factory=_no_ints)
     """[trained] int32: step of the weights that sampled each token."""
 
@@ -78,7 +78,7 @@ class Member:
     parts: dict[str, float]
     """Named parts of its score."""
     turn_rewards: np.ndarray
-    """[turns] float64."""
+    """[own turns] float64."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +140,7 @@ def candidates(groups: Sequence[Group], config: RunConfig, needs: Needs) -> Cand
 
 def _is_finite(rollout: Rollout) -> bool:
     """Whether every sampled token has a log-prob that a ratio can be taken of: -inf is a token that could not have been drawn."""
-    return all(np.isfinite(turn.span.logprobs[turn.span.sampled]).all() for turn in rollout.turns)
+    return all(np.isfinite(turn.span.logprobs[turn.span.sampled]).all() for turn in rollout.own_turns)
 
 
 def _member(rollout: Rollout, place: int, needs: Needs, size: int) -> Member:
@@ -150,7 +150,7 @@ def _member(rollout: Rollout, place: int, needs: Needs, size: int) -> Member:
         rival=needs.rival is not None and rollout.member >= size // 2,
         truncated=rollout.ending == "truncated",
         parts=dict(rollout.score.parts),
-        turn_rewards=np.array([turn.reward for turn in rollout.turns], dtype=np.float64),
+        turn_rewards=np.array(rollout.own_rewards, dtype=np.float64),
     )
 
 
@@ -166,7 +166,7 @@ def _verdicts(group: Group, members: Sequence[Member]) -> dict[tuple[int, int], 
 
 def _check_contracts(rollout: Rollout, temperature: float, share: float) -> None:
     """Raise where the rollout was sampled otherwise than at this temperature, with this share of the reference."""
-    for turn in rollout.turns:
+    for turn in rollout.own_turns:
         contract = turn.contract
         if contract.truncated or contract.temperature != temperature or contract.reference_share != share:
             raise ConfigError(
@@ -180,6 +180,7 @@ def _check_contracts(rollout: Rollout, temperature: float, share: float) -> None
 def _sample(rollout: Rollout, group: int, *, masked: bool) -> Sample | None:
     """None where nothing was sampled."""
     rows, sources, targets, logprobs, turns, versions = [], [], [], [], [], []
+    own = np.cumsum([turn.trained for turn in rollout.turns], dtype=np.int32) - 1
     for row in rows_of(rollout):
         trained = np.flatnonzero(row.trained)
         if not len(trained):
@@ -190,7 +191,7 @@ def _sample(rollout: Rollout, group: int, *, masked: bool) -> Sample | None:
         sources.append(trained - 1)
         targets.append(row.ids[trained].astype(np.int64))
         logprobs.append(row.sampler_logprobs[trained])
-        turns.append(row.turn[trained])
+        turns.append(own[row.turn[trained]])
         versions.append(row.version_steps[trained])
     if not rows:
         return None

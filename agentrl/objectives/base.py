@@ -168,9 +168,10 @@ class MemberSignals:
     """Sampled by the rival policy, not by the one that is trained."""
     truncated: bool
     turn_rewards: np.ndarray
-    """[turns] float64: what the environment gave for each turn alone; part of `rewards`."""
+    """[turns] float64: what the environment gave for each turn alone; part of `rewards`. In the order in which turns ended, also those of
+    several branches; turns that are not trained are left out, and what they were given belongs to the one before."""
     turn: np.ndarray
-    """Index of the turn that sampled the token."""
+    """Index of the turn that sampled the token, among these."""
     sampler_logprobs: np.ndarray
     start_logprobs: np.ndarray | None = None
     start_entropy: np.ndarray | None = None

@@ -17,7 +17,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from agentrl.quickstart.formats import FORMATS, Example
+from agentrl.quickstart.formats import FORMATS, Example, Formats
 from agentrl.quickstart.tokenizer import CONTEXT, build_tokenizer
 
 if TYPE_CHECKING:
@@ -64,11 +64,11 @@ def _templated(tokenizer: PreTrainedTokenizerFast, example: Example, **options: 
     return tokenizer.apply_chat_template(list(example.messages), tools=tools, **options)
 
 
-def make_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
+def make_tokenizer(recipe: Recipe, formats: Formats = FORMATS) -> PreTrainedTokenizerFast:
     """Train the tokenizer on the same formats as the model."""
     stream = random.Random(f"tokenizer/{recipe.seed}")
     untrained = build_tokenizer([], vocabulary=300)
-    texts = [render(untrained, draw(stream)) for draw, _ in FORMATS.values() for _ in range(recipe.corpus)]
+    texts = [render(untrained, draw(stream)) for draw, _ in formats.values() for _ in range(recipe.corpus)]
     return build_tokenizer(texts, vocabulary=recipe.vocabulary)
 
 
@@ -102,18 +102,26 @@ def padded(rows: Sequence[Encoded], pad: int) -> tuple[torch.Tensor, torch.Tenso
     return ids, ids.masked_fill(~learned, -100)
 
 
-def batches(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+def batches(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, formats: Formats = FORMATS
+) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
     """One step's batches, one a format, padded on the right (a causal model needs no mask then)."""
     stream = random.Random(f"warm-up/{recipe.seed}")
     while True:
-        drawn = [[encode(tokenizer, draw(stream)) for _ in range(count)] for draw, count in FORMATS.values()]
+        drawn = [[encode(tokenizer, draw(stream)) for _ in range(count)] for draw, count in formats.values()]
         yield [padded(rows, tokenizer.pad_token_id) for rows in drawn]
 
 
-def train(recipe: Recipe, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, report: Callable[[int, float], None]) -> None:
+def train(
+    recipe: Recipe,
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    report: Callable[[int, float], None],
+    formats: Formats = FORMATS,
+) -> None:
     """Imitate: cross-entropy summed over a step's learned tokens, divided by their number."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
-    source = batches(recipe, tokenizer)
+    source = batches(recipe, tokenizer, formats)
     model.train()
     for step in range(recipe.steps):
         scale = min(1.0, (step + 1) / 50, (recipe.steps - step) / (0.4 * recipe.steps))
@@ -133,12 +141,19 @@ def train(recipe: Recipe, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenize
         report(step + 1, total)
 
 
-def build(folder: Path, recipe: Recipe, report: Callable[[int, float], None]) -> None:
-    """Train and write `config.json`, `model.safetensors`, the tokenizer's files and the chat template."""
+def build(folder: Path, recipe: Recipe, report: Callable[[int, float], None], formats: Formats = FORMATS) -> None:
+    """Train and write `config.json`, `model.safetensors`, the tokenizer's files and the chat template.
+
+    Args:
+        folder: made where it does not exist.
+        recipe: sizes and seeds.
+        report: told each step and its loss.
+        formats: what is imitated; by default that of the model that ships.
+    """
     torch.set_num_threads(recipe.threads)
-    tokenizer = make_tokenizer(recipe)
+    tokenizer = make_tokenizer(recipe, formats)
     model = make_model(recipe, tokenizer)
-    train(recipe, model, tokenizer, report)
+    train(recipe, model, tokenizer, report, formats)
     model.eval()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

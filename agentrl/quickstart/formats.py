@@ -16,7 +16,7 @@ from fractions import Fraction
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from agentrl.environment import Message
+from agentrl.llm import Message
 from agentrl.registry import load
 
 if TYPE_CHECKING:
@@ -36,6 +36,10 @@ class Example:
     tools: Sequence[Mapping[str, Any]] = ()
     plain: tuple[str, str] | None = None
     """Instead of messages: a prompt and its completion, without a chat template."""
+
+
+Formats = Mapping[str, tuple["Callable[[random.Random], Example]", int]]
+"""Name -> a format, and how many of it there are in a training step."""
 
 
 @cache
@@ -173,7 +177,7 @@ def guess(stream: random.Random) -> Example:
     return Example(messages=messages)
 
 
-FORMATS: Mapping[str, tuple[Callable[[random.Random], Example], int]] = {
+FORMATS: Formats = {
     "sums": (sums, 96),
     "plain_sums": (plain_sums, 16),
     "other_arithmetic": (other_arithmetic, 16),

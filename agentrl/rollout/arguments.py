@@ -13,8 +13,18 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
+MOST_STEPS = 100_000
+"""A value costs one step a schema it is held against. Alternatives within alternatives multiply, and a model picks the depth."""
+MOST_REFERENCES = 32
+"""References that point at references; more of them are a circle."""
+
+
 class Unfit(ValueError):
     """A value does not fit its schema, and no lossless reading of it does; the message is for the model."""
+
+
+class _TooMuch(Unfit):
+    """Not to be taken for a choice that does not fit."""
 
 
 def coerce(schema: Mapping[str, Any], arguments: dict[str, Any]) -> dict[str, Any]:
@@ -50,17 +60,34 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def exactly(first: Any, second: Any) -> bool:
+    """Whether two JSON values are the same, types included: True is not 1."""
+    if type(first) is not type(second):
+        return False
+    if isinstance(second, dict):
+        return first.keys() == second.keys() and all(exactly(first[key], second[key]) for key in second)
+    if isinstance(second, list):
+        return len(first) == len(second) and all(map(exactly, first, second))
+    return bool(first == second)
+
+
 class _Coercion:
     """Moves values towards their declared types: a string is read as JSON only where something else than a string is declared."""
 
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
+        self._left = MOST_STEPS
 
     def value(self, schema: Any, value: Any, where: str) -> Any:
         """The value that fits the schema, or `Unfit`. Keywords that are not known here are left to the tool itself."""
-        if not isinstance(schema, dict):
-            return value
-        if "$ref" in schema:
+        self._left -= 1
+        if self._left < 0:
+            raise _TooMuch("arguments are too large, or their schema has too many alternatives")
+        for _ in range(MOST_REFERENCES):
+            if not isinstance(schema, dict):
+                return value
+            if "$ref" not in schema:
+                break
             schema = self._resolve(schema["$ref"])
         choices = schema.get("anyOf") or schema.get("oneOf") or schema.get("type")
         if isinstance(choices, list):
@@ -69,7 +96,7 @@ class _Coercion:
         if allowed is not None:
             return self._one_of(allowed, value, where)
         kind = schema.get("type")
-        if kind is None or kind not in _FITS:
+        if not isinstance(kind, str) or kind not in _FITS:
             return value
         fitted = _fitted(kind, value)
         if fitted is _NOTHING:
@@ -77,24 +104,41 @@ class _Coercion:
         if kind == "object":
             return self._object(schema, fitted, where)
         if kind == "array":
-            return [self.value(schema.get("items"), item, f"{where}[{index}]") for index, item in enumerate(fitted)]
+            return self._array(schema, fitted, where)
         return fitted
 
-    def _resolve(self, reference: str) -> Any:
+    def _resolve(self, reference: Any) -> Any:
+        """What a reference within the schema points at; anything fits one that points nowhere."""
         found: Any = self._root
-        for part in reference.removeprefix("#/").split("/"):
-            found = found.get(part, {}) if isinstance(found, dict) else {}
+        for part in str(reference).removeprefix("#").removeprefix("/").split("/") if reference != "#" else ():
+            found = found.get(part.replace("~1", "/").replace("~0", "~"), {}) if isinstance(found, dict) else {}
         return found
 
     def _any_of(self, choices: list[Any], value: Any, where: str) -> Any:
-        exact = [choice for choice in choices if isinstance(choice, dict) and choice.get("type") in _FITS and _FITS[choice["type"]](value)]
+        """The value by the first choice that takes it as it is; else by the first that it can be moved towards."""
         faults: list[str] = []
-        for choice in [*exact, *choices]:
+        moved = _NOTHING
+        for choice in choices:
             try:
-                return self.value(choice, value, where)
+                fitted = self.value(choice, value, where)
+            except _TooMuch:
+                raise
             except Unfit as unfit:
                 faults.append(str(unfit))
-        raise Unfit("; or ".join(dict.fromkeys(faults)))
+                continue
+            if exactly(fitted, value):
+                return fitted
+            moved = fitted if moved is _NOTHING else moved
+        if moved is _NOTHING:
+            raise Unfit("; or ".join(dict.fromkeys(faults)))
+        return moved
+
+    def _array(self, schema: Mapping[str, Any], value: list[Any], where: str) -> list[Any]:
+        heads = schema.get("prefixItems")
+        heads = heads if isinstance(heads, list) else []
+        rest = [schema.get("items")] * (len(value) - len(heads))
+        schemas = zip([*heads[: len(value)], *rest], value, strict=True)
+        return [self.value(inner, item, f"{where}[{index}]") for index, (inner, item) in enumerate(schemas)]
 
     def _one_of(self, allowed: Sequence[Any], value: Any, where: str) -> Any:
         readings = [value, decoded(value)] if isinstance(value, str) else [value]

@@ -14,9 +14,11 @@ import trio
 
 from agentrl import wire
 from agentrl.errors import ConfigError, EnvironmentFailure
-from agentrl.rollout.messages import Close, Closed, Failed, Ready, Request, Response, Setup
+from agentrl.rollout.messages import Close, Closed, Drop, Failed, Ready, Request, Response, Sample, Setup
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from agentrl.rollout.hostprocess import HostProcess
 
 
@@ -57,6 +59,8 @@ class EnvWorker:
         self._channel: wire.Channel[Response] = wire.Channel(host.stream, Response)
         self._numbers = itertools.count(1)
         self._calls: dict[int, _Call] = {}
+        self.askers: dict[int, Callable[[Sample | Drop], None]] = {}
+        """By episode: told what an environment asks for that plays itself."""
         self._open: set[int] = set()
         self._closing: dict[int, float] = {}
         self._closing_waits = trio.Event()
@@ -137,7 +141,7 @@ class EnvWorker:
         if self._gone:
             raise EnvironmentFailure(self._gone)
         call = self._calls[number] = _Call()
-        self._post(request)
+        self.post(request)
         try:
             with trio.move_on_after(timeout_s):
                 await call.answered.wait()
@@ -149,7 +153,8 @@ class EnvWorker:
             raise EnvironmentTimeout(f"{what} took longer than {timeout_s:g} s")
         return call.answer
 
-    def _post(self, request: Request) -> None:
+    def post(self, request: Request) -> None:
+        """Send without waiting."""
         # never awaits: a worker that has stopped reading delays nobody beyond their own deadlines
         self._outgoing += wire.pack(request)
         self._outgoing_waits.set()
@@ -169,7 +174,7 @@ class EnvWorker:
             self._closing[session] = max(trio.current_time(), busy_until) + self._close_s
             self._closing_waits.set()
             if not ends_itself:
-                self._post(Close(session=session))
+                self.post(Close(session=session))
 
     def close_all(self) -> None:
         """Count every episode out."""
@@ -207,6 +212,9 @@ class EnvWorker:
             while (message := await self._channel.receive()) is not None:
                 if isinstance(message, Closed):
                     self._on_closed(message.session)
+                elif isinstance(message, Sample | Drop):
+                    if (asker := self.askers.get(message.session)) is not None:
+                        asker(message)
                 elif (call := self._calls.get(getattr(message, "call", 0))) is not None:
                     call.answer = message
                     call.answered.set()

@@ -14,13 +14,15 @@ import socket
 import sys
 import threading
 import traceback
+from dataclasses import dataclass
 from queue import SimpleQueue
 
 from agentrl import wire
 from agentrl.errors import ConfigError
 from agentrl.lifeline import die_with_parent
-from agentrl.rollout.hosted import Blueprint, HostedEpisode, clean, describe, frames_of, text_of
-from agentrl.rollout.messages import Close, Closed, Failed, Grade, Open, Ready, Request, Response, Setup
+from agentrl.rollout.hosted import Blueprint, HostedEpisode
+from agentrl.rollout.messages import Close, Closed, Failed, Grade, Open, Ready, Request, Response, Sample, Sampled, Setup
+from agentrl.rollout.user_values import clean, describe, frames_of, text_of
 
 
 class Host:
@@ -29,7 +31,7 @@ class Host:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._sending = threading.Lock()
-        self._episodes: dict[int, SimpleQueue[Request]] = {}
+        self._episodes: dict[int, _Running] = {}
 
     def run(self) -> None:
         """Set up, then serve until the parent closes the socket; at once where the set-up fails."""
@@ -45,21 +47,19 @@ class Host:
         self._send(Ready())
         while (request := receiver.receive()) is not None:
             if isinstance(request, Open):
-                queue: SimpleQueue[Request] = SimpleQueue()
-                self._episodes[request.session] = queue
-                queue.put(request)
-                threading.Thread(target=self._serve, args=(blueprint, request.session, queue), daemon=True).start()
+                running = self._episodes[request.session] = _Running(HostedEpisode(blueprint, self._send), SimpleQueue())
+                running.requests.put(request)
+                threading.Thread(target=self._serve, args=(request.session, running), daemon=True).start()
             elif not isinstance(request, Setup) and (known := self._episodes.get(request.session)) is not None:
-                known.put(request)
+                known.take(request)
 
-    def _serve(self, blueprint: Blueprint, number: int, queue: SimpleQueue[Request]) -> None:
-        episode = HostedEpisode(blueprint)
-        while not isinstance(request := queue.get(), Close):
-            answer = episode.answer(request)
+    def _serve(self, number: int, running: _Running) -> None:
+        while not isinstance(request := running.requests.get(), Close):
+            answer = running.episode.answer(request)
             self._send(answer)
             if isinstance(request, Grade) or (isinstance(request, Open) and isinstance(answer, Failed)):
                 break
-        episode.close()
+        running.episode.close()
         del self._episodes[number]
         self._send(Closed(session=number))
 
@@ -67,13 +67,32 @@ class Host:
         try:
             frame = wire.pack(message)
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            call = getattr(message, "call", 0)
-            frame = wire.pack(Failed(call=call, reason=clean(f"what the environment gave cannot be sent: {type(error).__name__}: {error}")))
+            said = clean(f"what the environment gave cannot be sent: {type(error).__name__}: {error}")
+            if isinstance(message, Sample):  # its answer is awaited here
+                return self._episodes[message.session].take(Sampled(session=message.session, number=message.number, refused=said))
+            frame = wire.pack(Failed(call=getattr(message, "call", 0), reason=said))
         try:
             with self._sending:
                 self._sock.sendall(frame)
         except OSError:
             return  # the parent is gone; the reading thread sees that too
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """An episode on its thread, and what that is still to answer."""
+
+    episode: HostedEpisode
+    requests: SimpleQueue[Request]
+
+    def take(self, request: Request) -> None:
+        """Take what came in: turns go to the call that waits for them, and a close interrupts an episode that is being played."""
+        if isinstance(request, Sampled):
+            self.episode.sampled(request)
+            return
+        if isinstance(request, Close):
+            self.episode.cancel()
+        self.requests.put(request)
 
 
 def _setup_fault(spec: str, error: BaseException) -> str:

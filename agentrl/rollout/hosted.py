@@ -8,44 +8,57 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import json
-import os
 import traceback
 from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from agentrl import registry
-from agentrl.environment import Environment, Episode, SingleTurn, as_preference, as_score, finite, tool_methods
-from agentrl.errors import ConfigError, EnvironmentFailure
+from agentrl.environment import Environment, Episode, FunctionTool, ToolError, as_preference, as_score, tool_methods
+from agentrl.errors import EnvironmentFailure
+from agentrl.llm import BudgetSpent
 from agentrl.records import Score
 from agentrl.rollout.arguments import Unfit
+from agentrl.rollout.hosted_llm import HostedLLM
 from agentrl.rollout.messages import (
     Answer,
     CallTool,
     Compare,
     Compared,
     Failed,
+    Finished,
     Grade,
     Graded,
     Observation,
     Open,
     Opened,
+    Play,
     Replied,
     Request,
     Response,
+    Sampled,
     Setup,
 )
+from agentrl.rollout.user_values import (
+    as_text,
+    checked_budget,
+    checked_prompt,
+    clean,
+    cut,
+    describe,
+    frames_of,
+    plain_score,
+    shown,
+    taken_reward,
+    text_of,
+)
+from agentrl.single_turn import SingleTurn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from agentrl.records import Task
     from agentrl.rollout.tools import Tool
-
-TRACEBACK_FRAMES = 6
-MOST_REASON_CHARS = 2000
-MOST_TRACEBACK_CHARS = 16_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,14 +104,39 @@ def _tools(environment: Environment) -> dict[str, Tool]:
 
 
 class HostedEpisode:
-    """An environment and what its episode needs, on one thread."""
+    """An environment and what its episode needs, on one thread.
 
-    def __init__(self, blueprint: Blueprint) -> None:
+    Args:
+        blueprint: makes the environment.
+        send: sends unasked messages to the rollout process: what an environment that plays its own episode asks for.
+    """
+
+    def __init__(self, blueprint: Blueprint, send: Callable[[Response], None] = lambda message: None) -> None:
         self._blueprint = blueprint
+        self._send = send
         self._environment: Environment | None = None
         self._task: Task | None = None
         self._prompt: str | list[dict[str, Any]] = ""
         self._runner: asyncio.Runner | None = None
+        self._tools: dict[str, _Callable] = {}
+        self._llm: HostedLLM | None = None
+        self._cancelled = False
+
+    @property
+    def system(self) -> str:
+        """The environment's system text, once it is open."""
+        return self._environment.system if self._environment is not None else ""
+
+    def sampled(self, message: Sampled) -> None:
+        """Hand over a turn that the environment asked for; from another thread."""
+        if self._llm is not None:
+            self._llm.answered(message)
+
+    def cancel(self) -> None:
+        """Cancel the episode that the environment plays, if it does; from another thread."""
+        self._cancelled = True
+        if self._llm is not None:
+            self._llm.cancel()
 
     def answer(self, request: Request) -> Response:
         """Do what is asked. Never raises."""
@@ -109,6 +147,8 @@ class HostedEpisode:
                 return self._guarded(request.call, f"tool {request.name}", lambda: self._call_tool(request))
             case Answer():
                 return self._guarded(request.call, "reply", lambda: self._reply(request))
+            case Play():
+                return self._guarded(request.call, "episode", lambda: self._play(request))
             case Grade():
                 return self._guarded(request.call, "score", lambda: self._grade(request))
             case Compare():
@@ -138,54 +178,95 @@ class HostedEpisode:
     def _open(self, request: Open) -> Opened:
         self._task = request.task
         self._environment = environment = self._blueprint.make()
-        self._prompt = _checked_prompt(self._resolved(environment.start(request.task)), environment.system)
-        _taken_reward(environment)  # no turn has been played that could earn it
+        environment.prepare(request.task)
+        if environment.plays:
+            return Opened(
+                call=request.call,
+                prompt="",
+                tools=[],
+                max_turns=checked_budget("max_turns", environment.max_turns),
+                max_tokens=checked_budget("max_tokens", environment.max_tokens),
+                replies=False,
+                plays=True,
+            )
+        self._prompt = checked_prompt(self._resolved(environment.start(request.task)), environment.system)
+        taken_reward(environment)  # no turn has been played that could earn it
+        self._tools = {name: _Callable(tool, getattr(environment, name)) for name, tool in self._blueprint.tools.items()}
+        self._tools |= _toolbox(environment, self._tools)
         return Opened(
             call=request.call,
             prompt=self._prompt,
-            tools=[tool.schema for tool in self._blueprint.tools.values()],
-            max_turns=_checked_budget("max_turns", environment.max_turns),
-            max_tokens=_checked_budget("max_tokens", environment.max_tokens),
-            replies=type(environment).reply is not Environment.reply,
+            tools=[held.tool.schema for held in self._tools.values()],
+            timeouts={name: held.tool.timeout_s for name, held in self._tools.items() if held.tool.timeout_s is not None},
+            output_chars={name: held.tool.max_output_chars for name, held in self._tools.items() if held.tool.max_output_chars is not None},
+            max_turns=checked_budget("max_turns", environment.max_turns),
+            max_tokens=checked_budget("max_tokens", environment.max_tokens),
+            replies=environment.replies,
         )
 
     def _call_tool(self, request: CallTool) -> Observation:
         assert self._environment is not None
-        failed = False
+        failed, held = False, self._tools[request.name]
         try:
-            arguments = self._blueprint.tools[request.name].validate(request.arguments)
-            text = as_text(self._resolved(getattr(self._environment, request.name)(**arguments)))
+            arguments = held.tool.validate(request.arguments)
+            text = as_text(self._resolved(held.call(**arguments)))
         except EnvironmentFailure:
             raise
         except Unfit as unfit:
             text, failed = clean(f"error: {unfit}"), True
+        except ToolError as error:
+            text, failed = clean(text_of(error)), True
         except Exception as error:  # the boundary to a tool: what it raises, the model may read and mend
             text, failed = clean(f"error: {type(error).__name__}: {text_of(error)}"), True
-        reward = _taken_reward(self._environment)
-        return Observation(call=request.call, text=self._cut(text), done=bool(self._environment.done), error=failed, reward=reward)
+        reward = taken_reward(self._environment)
+        text = cut(text, held.tool.max_output_chars or self._blueprint.max_output_chars)
+        return Observation(call=request.call, text=text, done=bool(self._environment.done), error=failed, reward=reward)
 
     def _reply(self, request: Answer) -> Replied:
         assert self._environment is not None
         text = self._resolved(self._environment.reply(request.text))
         if text is not None and not isinstance(text, str):
-            raise EnvironmentFailure(f"it returned {_shown(text)}; allowed: text for the user's next message, or None")
-        reward = _taken_reward(self._environment)
+            raise EnvironmentFailure(f"it returned {shown(text)}; allowed: text for the user's next message, or None")
+        reward = taken_reward(self._environment)
         return Replied(call=request.call, text=None if text is None else clean(text), done=bool(self._environment.done), reward=reward)
+
+    def _play(self, request: Play) -> Finished:
+        assert self._environment is not None
+        assert self._task is not None
+        environment, task = self._environment, self._task
+        self._llm = llm = HostedLLM(request.session, self._send)
+        if self._cancelled:
+            llm.cancel()
+        value, spent = None, False
+        try:
+            value = self._resolved(llm.run(lambda model: environment.episode(task, model)))
+        except BudgetSpent:
+            spent = True
+        except BaseExceptionGroup as group:  # of tasks that were played side by side
+            if group.split(BudgetSpent)[1] is not None:
+                raise
+            spent = True
+        rewards = llm.rewards
+        if value is not None:
+            return Finished(call=request.call, score=plain_score(as_score("episode", value, environment.part_weights)), rewards=rewards)
+        if type(environment).score is not Environment.score:
+            return Finished(call=request.call, score=None, spent=spent, rewards=rewards)
+        what = "the episode ran out of its budget" if spent else "episode(task, llm) returned None"
+        missing = Score.unscorable(f"{what}, and {type(environment).__name__} defines no score(episode)")
+        return Finished(call=request.call, score=missing, spent=spent, rewards=rewards)
 
     def _grade(self, request: Grade) -> Graded:
         assert self._environment is not None
         assert self._task is not None
         episode = Episode(
             task=self._task,
-            prompt=self._prompt,
+            prompt=self._prompt if request.prompt is None else request.prompt,
             messages=request.messages,
             completion_ids=request.completion_ids,
             ending=request.ending,
         )
-        score = as_score("score", self._resolved(self._environment.score(episode)))
-        value = None if score.value is None else float(score.value)
-        parts = {clean(str(name)): float(part) for name, part in score.parts.items()}
-        return Graded(call=request.call, score=Score(value=value, parts=parts, reason=clean(str(score.reason))))
+        score = as_score("score", self._resolved(self._environment.score(episode)), self._environment.part_weights)
+        return Graded(call=request.call, score=plain_score(score))
 
     def _compare(self, request: Compare) -> Compared:
         assert self._environment is not None
@@ -200,93 +281,30 @@ class HostedEpisode:
             self._runner = asyncio.Runner()
         return self._runner.run(_awaited(value))
 
-    def _cut(self, text: str) -> str:
-        limit = self._blueprint.max_output_chars
-        if len(text) <= limit:
-            return text
-        return f"{text[:limit]}\n[cut here: {len(text) - limit} of {len(text)} characters are not shown]"
-
 
 async def _awaited(value: Any) -> Any:
     return await value
 
 
-def _taken_reward(environment: Environment) -> float:
-    """What the environment set for the turn; the next one starts from 0."""
-    reward = finite("turn_reward is", environment.turn_reward, "a finite number")
-    if reward:  # an environment without rewards for turns may be frozen
-        environment.turn_reward = 0.0
-    return reward
+@dataclass(frozen=True, slots=True)
+class _Callable:
+    """A tool of this very episode."""
+
+    tool: Tool
+    call: Callable[..., Any]
 
 
-def _checked_prompt(prompt: Any, system: str) -> str | list[dict[str, Any]]:
-    """The prompt as it goes out; a system text goes before messages, and makes messages of a string."""
-    if isinstance(prompt, str):
-        if not system:
-            return clean(prompt)
-        prompt = [{"role": "user", "content": clean(prompt)}]
-    if not isinstance(prompt, list) or not prompt or not all(map(_is_message, prompt)):
-        raise EnvironmentFailure(f"it returned {_shown(prompt)}; allowed: a string, or a list of messages with role and content")
-    head = [{"role": "system", "content": system}] if system and prompt[0]["role"] != "system" else []
-    return [*head, *prompt]
+def _toolbox(environment: Environment, known: Mapping[str, _Callable]) -> dict[str, _Callable]:
+    """The tools that the environment has found at run time. Raises `EnvironmentFailure` where two have one name."""
+    given = environment.toolbox()
+    if not given:
+        return {}
+    from agentrl.rollout.tools import describe_function_tool, describe_tool
 
-
-def _is_message(item: Any) -> bool:
-    if not isinstance(item, dict) or not isinstance(item.get("role"), str) or not all(isinstance(key, str) for key in item):
-        return False
-    content = item.get("content")  # a template would show a number or None to the model, or fail with an error of its own
-    return isinstance(content, str | list) or (content is None and bool(item.get("tool_calls")))
-
-
-def _checked_budget(name: str, budget: Any) -> int | None:
-    if budget is None or (isinstance(budget, int) and budget >= 1):
-        return budget
-    raise EnvironmentFailure(f"{name} is {_shown(budget)}; allowed: an integer of at least 1, or None")
-
-
-def as_text(result: Any) -> str:
-    """What the model reads of a tool's result: text as it is, nothing for None, JSON for the rest."""
-    if isinstance(result, str):
-        return clean(result)
-    return "" if result is None else clean(json.dumps(result, ensure_ascii=False, default=str))
-
-
-def clean(text: str) -> str:
-    """Text that can be sent: lone surrogates are replaced."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
-
-
-def describe(name: str, boundary: str, error: BaseException) -> str:
-    """One line about a failure: which environment, at which boundary, what and where."""
-    said, where = text_of(error), ""
-    if not isinstance(error, EnvironmentFailure | ConfigError):  # those were raised on purpose: their text says it all
-        said = f"{type(error).__name__}: {said}" if said else type(error).__name__
-        frames = traceback.extract_tb(error.__traceback__)
-        where = f" ({os.path.basename(frames[-1].filename)}:{frames[-1].lineno})" if frames else ""
-    return clean(f"environment {name}, {boundary}: {said}"[:MOST_REASON_CHARS] + where)
-
-
-def text_of(error: BaseException) -> str:
-    """The error's message; empty where it cannot even be printed."""
-    try:
-        return str(error)
-    except Exception:  # a user's error class may raise in __str__
-        return ""
-
-
-def frames_of(error: BaseException) -> str:
-    """A short traceback; none for what was raised on purpose, whose text says it all."""
-    if isinstance(error, EnvironmentFailure | ConfigError):
-        return ""
-    try:
-        return clean("".join(traceback.format_exception(error, limit=-TRACEBACK_FRAMES)))[-MOST_TRACEBACK_CHARS:]
-    except Exception:  # the same
-        return ""
-
-
-def _shown(value: Any) -> str:
-    try:
-        text = repr(value)
-    except Exception:  # the same, in __repr__
-        text = "?"
-    return f"a {type(value).__name__}: {clean(text)[:80]}"
+    found: dict[str, _Callable] = {}
+    for one in given:
+        tool = describe_function_tool(one) if isinstance(one, FunctionTool) else describe_tool(getattr(one, "__name__", "?"), one)
+        if tool.name in known or tool.name in found:
+            raise EnvironmentFailure(f"toolbox() gave a second tool {tool.name!r}; tools: {', '.join([*known, *found])}")
+        found[tool.name] = _Callable(tool, one.call if isinstance(one, FunctionTool) else one)
+    return found

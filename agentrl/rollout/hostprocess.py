@@ -15,7 +15,7 @@ from agentrl.processes import Child, last_lines, start_child
 from agentrl.rollout.guardian import MARK, SIGNALLED, guarded, kill_marked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     Launch = Callable[[int], "HostProcess"]
@@ -50,14 +50,15 @@ class LocalHost:
     Args:
         name: for messages.
         log: file that what user code prints is appended to.
+        environment: variables on top of this process's own.
     """
 
-    def __init__(self, name: str, log: Path) -> None:
+    def __init__(self, name: str, log: Path, *, environment: Mapping[str, str] | None = None) -> None:
         self._mark = uuid.uuid4().hex
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                self._child = _start(name, theirs, self._mark, log)
+                self._child = _start(name, theirs, self._mark, log, environment or {})
             self.stream: trio.abc.Stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         except BaseException:
             ours.close()
@@ -102,7 +103,7 @@ class LocalHost:
         return last_lines(self._child.log, 8)
 
 
-def _start(name: str, sock: socket.socket, mark: str, log: Path) -> Child:
+def _start(name: str, sock: socket.socket, mark: str, log: Path, environment: Mapping[str, str]) -> Child:
     # hashes are not randomized, so that an environment that walks a set plays the same episode in every worker; one thread for
     # numerical libraries, because there are several workers beside an engine and a learner
     defaults = {key: os.environ.get(key, value) for key, value in (("PYTHONHASHSEED", "0"), ("OMP_NUM_THREADS", "1"))}
@@ -112,6 +113,6 @@ def _start(name: str, sock: socket.socket, mark: str, log: Path) -> Child:
         [str(sock.fileno())],
         log=log,
         pass_fds=[sock.fileno()],
-        environment={MARK: mark, **defaults},
+        environment={**defaults, **environment, MARK: mark},
         below=guarded(sock.fileno()),
     )

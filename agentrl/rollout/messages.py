@@ -57,6 +57,8 @@ class Grade(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     messages: list[dict[str, Any]]
     completion_ids: list[int]
     ending: Ending
+    prompt: str | list[dict[str, Any]] | None = None
+    """What the conversation began with, where the environment has played it; else the worker knows it."""
 
 
 class Compare(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -66,6 +68,32 @@ class Compare(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     session: int
     first: Episode
     second: Episode
+
+
+class Play(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Have the environment play its episode itself; it asks for turns with `Sample` until it has `Finished`."""
+
+    call: int
+    session: int
+
+
+class Sampled(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Answer to `Sample`: one assistant turn, or why there is none."""
+
+    session: int
+    number: int
+    message: dict[str, Any] = {}
+    text: str = ""
+    calls: list[dict[str, Any]] = []
+    """`id`, `name` and `arguments` each."""
+    malformed: list[str] = []
+    finish_reason: str = "stop"
+    version: tuple[int, int] = (0, 0)
+    usage: dict[str, int] = {}
+    spent: str = ""
+    """No token or call is left, and which budget it was."""
+    refused: str = ""
+    """The request cannot be played, and why."""
 
 
 class Close(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -90,6 +118,12 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Of one turn."""
     replies: bool
     """Whether the environment has a `reply` of its own; without one, a turn without tool calls ends the episode."""
+    plays: bool = False
+    """Whether the environment plays the episode itself; it has no prompt and no tools then."""
+    timeouts: dict[str, float] = {}
+    """Seconds that a call of a tool may take, for those with a limit of their own."""
+    output_chars: dict[str, int] = {}
+    """Characters of a tool's result, for those with a limit of their own."""
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -113,6 +147,39 @@ class Replied(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     done: bool
     reward: float = 0.0
     """For the turn that was answered."""
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Asks for an assistant turn; unasked, while the environment plays. Answered by `Sampled` with the same number."""
+
+    session: int
+    number: int
+    """Counts the requests of the episode, from 0."""
+    prompt: str | list[dict[str, Any]]
+    """The whole conversation, or a plain text."""
+    tools: list[dict[str, Any]] = []
+    policy: str
+    max_tokens: int | None = None
+    train: bool = True
+
+
+class Drop(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A `Sample` that nobody waits for any more."""
+
+    session: int
+    number: int
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The environment has played its episode."""
+
+    call: int
+    score: Score | None
+    """None leaves it to `Grade`."""
+    spent: bool = False
+    """A spent budget ended it."""
+    rewards: dict[int, float] = {}
+    """Of single turns, by the number of their `Sample`."""
 
 
 class Graded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -146,5 +213,5 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A few frames, for people."""
 
 
-Request = Setup | Open | CallTool | Answer | Grade | Compare | Close
-Response = Ready | Opened | Observation | Replied | Graded | Compared | Closed | Failed
+Request = Setup | Open | CallTool | Answer | Play | Sampled | Grade | Compare | Close
+Response = Ready | Opened | Observation | Replied | Sample | Drop | Finished | Graded | Compared | Closed | Failed

@@ -17,16 +17,15 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 
 from agentrl import wire
-from agentrl.environment import Environment, SingleTurn
 from agentrl.errors import AgentRLError, ConfigError, WorkerDied
 from agentrl.processes import start_child
-from agentrl.rollout.hosted import clean, describe
+from agentrl.rollout.user_values import clean, describe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from agentrl.environment import Split
+    from agentrl.environment import Environment, Split
 
 LOAD_S = 120.0
 FETCH_S = 30.0
@@ -54,6 +53,10 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     length: int
     compares: bool
     """Whether the environment says which of two episodes is better."""
+    plays: bool
+    """Whether it plays its episodes itself."""
+    notices: list[str] = []
+    """What the environment has to tell the user."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -93,6 +96,10 @@ class RemoteRows:
         self._length = cast("Loaded", loaded).length
         self.compares = cast("Loaded", loaded).compares
         """Whether the environment says which of two episodes is better."""
+        self.plays = cast("Loaded", loaded).plays
+        """Whether it plays its episodes itself."""
+        self.notices = cast("Loaded", loaded).notices
+        """What the environment has to tell the user of its tasks."""
 
     def __len__(self) -> int:
         return self._length
@@ -127,14 +134,6 @@ class RemoteRows:
 def load_rows(environment: str, split: Split, imports: Sequence[str]) -> Sequence[Any]:
     """The rows of a split, in this process. Raises `ConfigError` naming what the environment did wrong."""
     return _rows_of(_instance(environment, imports), environment, split)
-
-
-def can_compare(environment: Environment) -> bool:
-    """Whether it defines `compare`; one over a dataset does where it was given a judge."""
-    own = type(environment).compare
-    if isinstance(environment, SingleTurn) and own is SingleTurn.compare:
-        return environment.judge is not None
-    return own is not Environment.compare
 
 
 def _instance(environment: str, imports: Sequence[str]) -> Environment:
@@ -188,7 +187,8 @@ def _serve(sock: socket.socket) -> None:
                 rows = _rows_of(instance, environment, cast("Split", split))
                 if len(rows):
                     plain_row(name_of(environment, split), rows, 0)  # what is wrong with all rows is told before anything else starts
-                wire.send(sock, Loaded(length=len(rows), compares=can_compare(instance)))
+                notices = [clean(str(notice)) for notice in instance.notices]
+                wire.send(sock, Loaded(length=len(rows), compares=instance.compares, plays=instance.plays, notices=notices))
             else:
                 wire.send(sock, Row(row=plain_row(name_of(environment, split), rows, message.index)))
         except AgentRLError as error:

@@ -1,195 +1,87 @@
-"""Tool calls out of the text of an assistant turn.
+"""An assistant turn taken apart: reasoning, visible text, and tool calls held against their schemas.
 
-Two forms are understood between `<tool_call>` and `</tool_call>`: `{"name": ..., "arguments": {...}}` (Hermes, Qwen) and
-`<function=NAME><parameter=KEY>value</parameter></function>` (Qwen3-Coder). Whatever a model writes gives calls or `Malformed`
-entries in order; nothing here raises.
+How a family of models writes its calls is a `ToolFormat` (`agentrl.rollout.tool_formats`). Whatever a model writes gives calls or
+`Malformed` entries in order; nothing here raises. Reasoning is skipped: its spans, what precedes the first closing mark where the prompt
+opened the span, and everything after an opening one that is never closed.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from agentrl.rollout.arguments import Unfit, coerce, decoded, kind_of, refuse_constant, shown
+from agentrl.rollout.arguments import Unfit, coerce, shown
+from agentrl.rollout.tool_formats.base import (
+    INVALID_ARGUMENTS,
+    MOST_CALLS,
+    THINK,
+    UNKNOWN_TOOL,
+    Found,
+    Malformed,
+    ToolCall,
+    ToolFormat,
+    carried,
+)
+from agentrl.rollout.tool_formats.hermes import HERMES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-CALL, END_CALL = "<tool_call>", "</tool_call>"
-THINK, END_THINK = "<think>", "</think>"
+__all__ = ["MOST_CALLS", "THINK", "AssistantTurn", "Malformed", "ToolCall", "check_call", "extract_calls", "read_calls", "read_turn"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ToolCall:
-    """A call that can be made."""
+class AssistantTurn:
+    """What an assistant turn says, to itself and to others."""
 
-    name: str
-    arguments: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Malformed:
-    """A call that cannot be made."""
-
-    reason: str
-    """The kind of mistake, out of a small set: `invalid JSON`, `unclosed <tool_call>`, `unknown tool`, `invalid arguments`, ..."""
-    detail: str = ""
-    """What exactly is wrong, for the model to read."""
-    name: str = ""
-    """The tool that was meant, where that is known."""
-
-    @property
-    def message(self) -> str:
-        """The observation that the model gets instead of a result."""
-        return _plain(f"error: {self.reason}: {self.detail}" if self.detail else f"error: {self.reason}")
+    reasoning: str
+    """Text of the reasoning spans, a line between two."""
+    content: str
+    """The visible text without reasoning and without the calls that can be made; malformed ones stay in it."""
+    calls: tuple[ToolCall | Malformed, ...]
+    """In order."""
 
 
-def read_calls(text: str, tools: Sequence[Mapping[str, Any]], *, thinking: bool = False) -> list[ToolCall | Malformed]:
-    """The calls of an assistant turn, in order, arguments coerced to their declared types.
+def call_id(turn: int, number: int) -> str:
+    """The id of a call of a turn: nine letters and digits, as some templates demand."""
+    return f"c{turn:05d}{number:03d}"
+
+
+def read_turn(text: str, tools: Sequence[Mapping[str, Any]], *, thinking: bool = False, tool_format: ToolFormat = HERMES) -> AssistantTurn:
+    """Take an assistant turn apart, arguments coerced to their declared types.
 
     Args:
         text: the decoded turn, without its end token.
-        tools: OpenAI function schemas, with or without the `{"type": "function", "function": ...}` around them.
-        thinking: whether the prompt ended inside an open `<think>`.
+        tools: OpenAI function schemas, with or without the `{"type": "function", "function": ...}` around them. Where there are none,
+            nothing is a call.
+        thinking: whether the prompt ended inside open reasoning.
+        tool_format: how the model writes calls (`Renderer.tool_format`).
     """
-    return [call if isinstance(call, Malformed) else check_call(call, tools) for call in extract_calls(text, thinking=thinking)]
+    reader = _Reader(text, tool_format, calling=bool(tools))
+    reader.read(thinking=thinking)
+    found = [_checked(item, tools) for item in reader.found]
+    content = text
+    if reader.visible != [(0, len(text))]:
+        kept = [(item.start, item.end) for item in found if isinstance(item.call, Malformed)]
+        content = "".join(text[start:end] for start, end in sorted([*reader.visible, *kept])).strip()
+    reasoning = "\n".join(filter(None, (text[start:end].strip() for start, end in reader.thought)))
+    return AssistantTurn(reasoning=reasoning, content=content, calls=tuple(item.call for item in found))
 
 
-_MARK = re.compile(f"{THINK}|{END_THINK}|{CALL}")
-_BORDER = re.compile(f"{THINK}|{CALL}|{END_CALL}")
+def read_calls(
+    text: str, tools: Sequence[Mapping[str, Any]], *, thinking: bool = False, tool_format: ToolFormat = HERMES
+) -> list[ToolCall | Malformed]:
+    """The calls of an assistant turn alone, as `read_turn` reads them."""
+    return list(read_turn(text, tools, thinking=thinking, tool_format=tool_format).calls)
 
 
-def extract_calls(text: str, *, thinking: bool = False) -> list[ToolCall | Malformed]:
-    """The calls of an assistant turn, in order, not yet held against any schema.
-
-    Reasoning is skipped: `<think>` spans, what precedes the first `</think>` where the prompt opened the span, and everything after a
-    `<think>` that is never closed.
-    """
-    calls: list[ToolCall | Malformed] = []
-    at = 0
-    closed_thinking = False
-    if thinking:
-        at, closed_thinking = _after(text, END_THINK, 0), True
-    while (mark := _MARK.search(text, at)) is not None:
-        if mark.group() == THINK:
-            at, closed_thinking = _after(text, END_THINK, mark.end()), True
-        elif mark.group() == END_THINK:
-            if not closed_thinking:  # the span began in the prompt: all before it was only considered
-                calls.clear()
-            at, closed_thinking = mark.end(), True
-        else:
-            call, at = _call_at(text, mark.end())
-            calls.append(call)
-    return calls
-
-
-def _after(text: str, mark: str, at: int) -> int:
-    found = text.find(mark, at)
-    return len(text) if found < 0 else found + len(mark)
-
-
-def _call_at(text: str, at: int) -> tuple[ToolCall | Malformed, int]:
-    """Read the call whose `<tool_call>` ends at `at`; also where to go on."""
-    start = _skip_space(text, at)
-    if text.startswith("<function=", start):
-        border = text.find(END_CALL, start)
-        body = text[start:border] if border >= 0 else text[start:]
-        call = _xml_call(body)
-        if border < 0 and isinstance(call, ToolCall):
-            call = Malformed(reason=f"unclosed {CALL}", name=call.name)
-        return call, len(text) if border < 0 else border + len(END_CALL)
-    try:
-        # decoding from here, not cutting at the first </tool_call>: that may stand inside a string argument
-        value, end = _decoder.raw_decode(text, start)
-    except (ValueError, RecursionError) as error:
-        return Malformed(reason="invalid JSON", detail=_json_fault(error)), _next_border(text, start)
-    close = _skip_space(text, end)
-    if text.startswith(END_CALL, close):
-        return _as_call(value), close + len(END_CALL)
-    border = _next_border(text, end)
-    if text.endswith(END_CALL, end, border):
-        return Malformed(reason="invalid JSON", detail="one object was expected, and more follows it"), border
-    return Malformed(reason=f"unclosed {CALL}", detail=f"{END_CALL} must follow the object"), border
-
-
-def _next_border(text: str, at: int) -> int:
-    border = _BORDER.search(text, at)
-    if border is None:
-        return len(text)
-    return border.end() if border.group() == END_CALL else border.start()
-
-
-def _skip_space(text: str, at: int) -> int:
-    while at < len(text) and text[at] in " \t\r\n":
-        at += 1
-    return at
-
-
-_decoder = json.JSONDecoder(parse_constant=refuse_constant)
-
-
-def _json_fault(error: ValueError | RecursionError) -> str:
-    if isinstance(error, json.JSONDecodeError):
-        return error.msg
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
-
-
-def _as_call(value: Any) -> ToolCall | Malformed:
-    if not isinstance(value, dict):
-        return Malformed(reason="not an object", detail='write {"name": ..., "arguments": {...}}')
-    name = value.get("name")
-    if not isinstance(name, str) or not name:
-        return Malformed(reason="missing name", detail='write {"name": ..., "arguments": {...}}')
-    if "arguments" not in value:
-        return Malformed(reason="missing arguments", detail='write {"name": ..., "arguments": {...}}', name=_plain(name))
-    arguments = value["arguments"]
-    if isinstance(arguments, str):  # an object that was encoded twice
-        arguments = decoded(arguments)
-    if not isinstance(arguments, dict):
-        return Malformed(reason="arguments are not an object", detail=f"got {kind_of(arguments)}", name=_plain(name))
-    return _carried(name, arguments)
-
-
-def _carried(name: str, arguments: dict[str, Any]) -> ToolCall | Malformed:
-    """Refuse what no message between processes can carry: lone surrogates, numbers beyond 64 bits, infinities."""
-    try:
-        msgspec.msgpack.encode([name, arguments])
-        json.dumps(arguments, allow_nan=False)
-    except (UnicodeError, OverflowError, ValueError, RecursionError) as error:
-        return Malformed(reason="invalid arguments", detail=_plain(str(error)), name=_plain(name))
-    return ToolCall(name=name, arguments=arguments)
-
-
-def _plain(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()
-
-
-_FUNCTION = re.compile(r"<function=([^<>\s]+)\s*>")
-_PARAMETER = re.compile(r"\s*<parameter=([^<>\s]+)\s*>")
-
-
-def _xml_call(body: str) -> ToolCall | Malformed:
-    head = _FUNCTION.match(body)
-    end = body.rfind("</function>")
-    if head is None or end < head.end() or body[end:].strip() != "</function>":
-        return Malformed(reason="invalid function", detail="write <function=NAME><parameter=KEY>value</parameter></function>")
-    name = head.group(1)
-    arguments: dict[str, Any] = {}
-    at = head.end()
-    while (parameter := _PARAMETER.match(body, at, end)) is not None:
-        close = body.find("</parameter>", parameter.end(), end)
-        if close < 0:
-            return Malformed(reason="invalid function", detail=f"<parameter={parameter.group(1)}> is not closed", name=_plain(name))
-        # one newline on each side belongs to the form, not to the value
-        arguments[parameter.group(1)] = body[parameter.end() : close].removeprefix("\n").removesuffix("\n")
-        at = close + len("</parameter>")
-    if body[at:end].strip():
-        return Malformed(reason="invalid function", detail="only <parameter=KEY>value</parameter> may stand in it", name=_plain(name))
-    return _carried(name, arguments)
+def extract_calls(text: str, *, thinking: bool = False, tool_format: ToolFormat = HERMES) -> list[ToolCall | Malformed]:
+    """The calls of an assistant turn, in order, not yet held against any schema."""
+    reader = _Reader(text, tool_format, calling=True)
+    reader.read(thinking=thinking)
+    return [item.call for item in reader.found]
 
 
 def check_call(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> ToolCall | Malformed:
@@ -198,10 +90,104 @@ def check_call(call: ToolCall, tools: Sequence[Mapping[str, Any]]) -> ToolCall |
     tool = schemas.get(call.name)
     if tool is None:
         detail = f"there is no {shown(call.name)}; tools: {', '.join(schemas) or 'none'}"
-        return Malformed(reason="unknown tool", detail=detail, name=call.name)
+        return Malformed(reason=UNKNOWN_TOOL, detail=detail, name=call.name)
     schema = tool.get("parameters") or {"type": "object", "properties": {}}
     try:
         arguments = coerce(schema, call.arguments)
     except Unfit as unfit:
-        return Malformed(reason="invalid arguments", detail=str(unfit), name=call.name)
-    return _carried(call.name, arguments)
+        return Malformed(reason=INVALID_ARGUMENTS, detail=str(unfit), name=call.name)
+    return carried(call.name, arguments)
+
+
+def _checked(item: Found, tools: Sequence[Mapping[str, Any]]) -> Found:
+    if isinstance(item.call, Malformed):
+        return item
+    return Found(call=check_call(item.call, tools), start=item.start, end=item.end)
+
+
+class _Reader:
+    """Goes through a turn once and sorts it into spans, `(start, end)` each."""
+
+    def __init__(self, text: str, tool_format: ToolFormat, *, calling: bool) -> None:
+        self.visible: list[tuple[int, int]] = []
+        self.thought: list[tuple[int, int]] = []
+        self.found: list[Found] = []
+        self._text = text
+        self._format = tool_format
+        self._calling = calling
+        self._at = 0
+        """All before it is in a span."""
+        self._spoken = False
+
+    def read(self, *, thinking: bool) -> None:
+        """Sort the whole text."""
+        marks = _marks(self._format)
+        closed = thinking
+        if thinking:
+            self._think(0, [end for _, end in self._format.thinking])
+        search_from = self._at
+        while (mark := marks.search(self._text, search_from)) is not None:
+            if mark["think"]:
+                self._show(mark.start())
+                self._think(mark.end(), [end for start, end in self._format.thinking if start == mark["think"]])
+                closed = True
+            elif mark["end_think"] and not closed:  # the span began in the prompt: all before it was only considered
+                self.visible, self.found, self.thought = [], [], [(0, mark.start())]
+                self._at, closed, self._spoken = mark.end(), True, False
+            elif mark["end_think"] or mark["punctuation"]:
+                self._show(mark.start())
+                self._at = mark.end()
+            elif not self._call(mark.start()):
+                search_from = max(mark.end(), mark.start() + 1)
+                continue
+            search_from = self._at
+        self._show(len(self._text))
+
+    def _think(self, start: int, closing: list[str]) -> None:
+        """Take the reasoning from `start` to its closing mark, or to the end."""
+        ends = [(at, at + len(mark)) for mark in closing if (at := self._text.find(mark, start)) >= 0]
+        end, self._at = min(ends, default=(len(self._text), len(self._text)))
+        self.thought.append((start, end))
+
+    def _show(self, end: int) -> None:
+        self.visible.append((self._at, end))
+
+    def _call(self, start: int) -> bool:
+        """Take the block of calls that opens at `start`; False where it is only text."""
+        opening = self._format.opening.match(self._text, start)
+        if not self._calling or opening is None or (not opening.group() and self._has_spoken(start)):
+            return False
+        self._show(start)
+        block = self._format.read(self._text, opening)
+        assert block.end > start, self._format.name  # else this place would be read for ever
+        room = MOST_CALLS - len(self.found)
+        self.found.extend(self._told(item) for item in block.found[:room])
+        self._at = block.end
+        if len(block.found) > room:
+            fault = Malformed(reason="too many calls", detail=f"at most {MOST_CALLS} are made in one turn")
+            self.found.append(Found(call=fault, start=block.found[room].start, end=block.end))
+            self._calling = False
+        return True
+
+    def _told(self, item: Found) -> Found:
+        """A call; one that is not well-formed says how one is written."""
+        if not isinstance(item.call, Malformed) or item.call.reason in (UNKNOWN_TOOL, INVALID_ARGUMENTS):
+            return item
+        detail = "; ".join(filter(None, (item.call.detail, f"write {self._format.form}")))
+        return replace(item, call=replace(item.call, detail=detail))
+
+    def _has_spoken(self, end: int) -> bool:
+        if not self._spoken:
+            self._spoken = any(self._text[start:stop].strip() for start, stop in [*self.visible, (self._at, end)])
+        return self._spoken
+
+
+@lru_cache
+def _marks(tool_format: ToolFormat) -> re.Pattern[str]:
+    groups = {
+        "think": [start for start, _ in tool_format.thinking],
+        "end_think": [end for _, end in tool_format.thinking] if tool_format.implied else [],
+        "punctuation": tool_format.punctuation,
+    }
+    named = [f"(?P<{name}>{'|'.join(map(re.escape, marks)) or '(?!)'})" for name, marks in groups.items()]
+    return re.compile("|".join([*named, f"(?:{tool_format.opening.pattern})"]))

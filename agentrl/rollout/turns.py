@@ -20,7 +20,9 @@ TURNS, END = "turns", "end"
 """Parts of a score: the rewards of all turns, and what the end alone scored where that had no parts."""
 
 
-def sampled_turn(parent: int, given: np.ndarray, source: Source, completion: Completion, contract: SamplingContract) -> Turn:
+def sampled_turn(
+    parent: int, given: np.ndarray, source: Source, completion: Completion, contract: SamplingContract, *, trained: bool = True
+) -> Turn:
     """The record of one call: what was new to the context, then what was sampled, ids untouched."""
     shift, count = len(given), len(completion.ids)
     runs = [VersionRun(version=run.version, start=run.start + shift, end=run.end + shift) for run in completion.versions]
@@ -33,7 +35,7 @@ def sampled_turn(parent: int, given: np.ndarray, source: Source, completion: Com
         )
     except ValueError as error:
         raise SamplerUnavailable(f"the engine gave a completion that cannot be trained on: {error}") from error
-    return Turn(parent=parent, span=span, contract=contract, finish_reason=completion.finish_reason)
+    return Turn(parent=parent, span=span, contract=contract, finish_reason=completion.finish_reason, trained=trained)
 
 
 def rewarded(turn: Turn, reward: float) -> Turn:
@@ -57,7 +59,7 @@ def whole_return(score: Score, turns: Sequence[Turn]) -> Score:
     for turn in turns:
         total = _added(total, turn.reward, "the rewards of an episode's turns")
     value = _added(score.value, total, "a score and the rewards of the episode's turns")
-    return Score(value=value, parts={**(score.parts or {END: score.value}), TURNS: total}, reason=score.reason)
+    return replace(score, value=value, parts={**(score.parts or {END: score.value}), TURNS: total})
 
 
 def _added(one: float, other: float, what: str) -> float:

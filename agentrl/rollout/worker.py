@@ -6,6 +6,7 @@ It plays the groups that arrive on its socket and sends each back when it is fin
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 import sys
@@ -23,9 +24,11 @@ from agentrl.errors import AgentRLError
 from agentrl.lifeline import die_with_parent
 from agentrl.records import Group
 from agentrl.rollout.episode import play_group
+from agentrl.rollout.others import others_of
+from agentrl.rollout.tree import Sampler
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from agentrl.engines.protocol import Engine
     from agentrl.engines.vllm import VllmEngine
@@ -48,6 +51,8 @@ class Worker:
         renderer: Renderer,
         pool: EnvPool,
         on_serving: Callable[[Serving], None] = lambda serving: None,
+        *,
+        others: Mapping[str, Sampler] | None = None,
     ) -> None:
         self._on_serving = on_serving
         self._channel = channel
@@ -55,6 +60,7 @@ class Worker:
         self._engine = engine
         self._renderer = renderer
         self._pool = pool
+        self._others = others or {}
         self._scopes: dict[int, trio.CancelScope] = {}
         self._episodes = 0
 
@@ -80,13 +86,12 @@ class Worker:
                 played = await play_group(
                     play.task,
                     play.group_size,
-                    engine=self._engine,
-                    renderer=self._renderer,
+                    sampler=Sampler(engine=self._engine, renderer=self._renderer, contract=play.contract),
+                    others=self._others,
                     pool=self._pool,
                     sampling=self._config.sampling,
                     rollout=self._config.rollout,
                     seed=play.seed,
-                    contract=play.contract,
                     rival=play.rival,
                     judged=play.judged,
                 )
@@ -121,13 +126,17 @@ async def _serve(sock: socket.socket) -> None:
     try:
         config = RunConfig.model_validate(setup.config)
         renderer = await trio.to_thread.run_sync(Renderer.load, setup.tokenizer, config.sampling.stop)
-        async with EnvPool(setup.environment, config.imports, config.rollout, logs=Path(setup.log_folder)) as pool:
+        async with (
+            EnvPool(setup.environment, config.imports, config.rollout, logs=Path(setup.log_folder)) as pool,
+            others_of(setup, config) as others,
+        ):
+            spare_the_loop()
             if config.engine.kind == "vllm":
                 async with _vllm(channel, config) as engine:
-                    await Worker(channel, config, engine, renderer, pool, engine.update).serve()
+                    await Worker(channel, config, engine, renderer, pool, engine.update, others=others).serve()
             else:
                 embedded = await EmbeddedEngine.connect(setup.engine_socket, timeout_s=config.engine.timeout_s)
-                await Worker(channel, config, embedded, renderer, pool).serve()
+                await Worker(channel, config, embedded, renderer, pool, others=others).serve()
     except* AgentRLError as group:
         error = _first(group)
         await channel.send(Failed(kind=type(error).__name__, message=str(error)))
@@ -166,6 +175,15 @@ async def _vllm(channel: wire.Channel[Any], config: RunConfig) -> AsyncIterator[
             opened.update(first)
             yield opened
         nursery.cancel_scope.cancel()
+
+
+def spare_the_loop() -> None:
+    """Have Python's cyclic garbage collector run rarely, and never over what was imported.
+
+    A collection of all that a thousand episodes hold stands in the event loop's way for a third of a second (measured, 1,000 episodes).
+    """
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -2,10 +2,11 @@ import re
 
 import pytest
 
-from agentrl.environment import Episode, SingleTurn
+from agentrl.environment import Episode
 from agentrl.envs.arithmetic import Exercises, arithmetic
 from agentrl.errors import ConfigError
 from agentrl.records import Task
+from agentrl.single_turn import SingleTurn
 
 
 def numbers(row):

@@ -10,7 +10,8 @@ import pytest
 from agentrl import objectives
 from agentrl.errors import ConfigError
 from agentrl.learner.samples import candidates
-from agentrl.records import SamplingContract
+from agentrl.learner.signals import signals_of
+from agentrl.records import SamplingContract, TokenSpan, Turn, Version, VersionRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,3 +97,36 @@ def test_a_group_of_infinities_is_too_small(model_folder: Callable[..., str]) ->
     broken = dataclasses.replace(groups[0], rollouts=(*[with_logprob(one, -np.inf) for one in rollouts[:2]], rollouts[2]))
     metrics = fakes.make_learner(model_folder(), fakes.run_config()).update([broken])
     assert (metrics["mask/not_finite"], metrics["mask/small_group"], metrics["learner/skipped"]) == (2, 1, 1)
+
+
+def _turn(*, parent: int = -1, trained: bool = True, reward: float = 0.0) -> Turn:
+    span = TokenSpan(ids=[3, 4], source=[0, 1], logprobs=[np.nan, -1.0], versions=(VersionRun(version=Version(), start=1, end=2),))
+    return Turn(parent=parent, span=span, contract=SamplingContract(), finish_reason="stop", trained=trained, reward=reward)
+
+
+def test_credit_goes_by_the_turns_that_are_trained_in_the_order_of_time() -> None:
+    turns = [_turn(), _turn(trained=False, reward=8.0), _turn(), _turn(parent=0, reward=1.0), _turn(parent=1, trained=False)]
+    group = fakes.make_groups(4, groups=1, members=2)[0]
+    mixed = dataclasses.replace(group, rollouts=(fakes.rollout(turns, member=0, score=13.0), group.rollouts[1]))
+    needs = needs_of(name="grpo", turn_discount=0.5)
+    found = candidates([mixed], fakes.run_config(), needs)
+    assert found.samples[0].turn.tolist() == [1, 0, 2]  # the row of turn 2 comes before that of turns 0 and 3
+    assert found.members[0][0].turn_rewards.tolist() == [8.0, 0.0, 1.0]
+    options = objectives.validate({"name": "grpo", "turn_discount": 0.5, "baseline": "none", "scale_rewards": "none"})
+    signals = signals_of(found, [{}, {}], objectives.get("grpo"), options, needs, seed=(0,))
+    # the end gave 13 - 9 = 4, with the last turn: 5; before it 0 + 5 / 2, and 8 + 5 / 4 before that
+    assert signals.credited[0].advantages.tolist() == [2.5, 9.25, 5.0]
+
+
+def test_a_group_with_nothing_to_train_is_skipped(model_folder: Callable[..., str]) -> None:
+    group = fakes.make_groups(4, groups=1, members=2)[0]
+    theirs = dataclasses.replace(
+        group, rollouts=tuple(fakes.rollout([_turn(trained=False)], member=member, score=float(member)) for member in range(2))
+    )
+    metrics = fakes.make_learner(model_folder(), fakes.run_config()).update([theirs])
+    assert metrics["learner/skipped"] == 1
+    assert all(np.isfinite(number) for number in metrics.values())
+    own = fakes.rollout(list(group.rollouts[1].turns), member=1, score=1.0)
+    mixed = dataclasses.replace(group, rollouts=(theirs.rollouts[0], own))
+    metrics = fakes.make_learner(model_folder(), fakes.run_config()).update([mixed])
+    assert metrics["learner/skipped"] == 0

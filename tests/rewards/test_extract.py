@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from agentrl.rewards.extract import answer_text, completion_text, last_box
@@ -44,6 +46,27 @@ def test_last_box(text, box):
 )
 def test_answer_text(text, answer):
     assert answer_text(text) == answer
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\\boxed{" * 100_000,
+        "\\boxed{" * 50_000 + "}" * 50_000,
+        "answer" + " " * 500_000,
+        "answer " * 100_000,
+        "answer:" + "\n" * 500_000,
+        "the answer a b c d " * 50_000,
+        "{" * 500_000,
+        "**a" * 200_000,
+        "####" + " " * 500_000,
+    ],
+    ids=lambda text: text[:12],
+)
+def test_texts_made_to_take_long_take_no_time(text):
+    started = time.process_time()
+    answer_text(text)
+    assert time.process_time() - started < 3  # the square of these lengths would take hours
 
 
 def test_completion_text_takes_the_last_assistant_turn():

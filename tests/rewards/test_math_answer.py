@@ -23,6 +23,12 @@ def test_cases(case):
         assert grade(gold=case["gold"], answer=case["gold"]).verdict == CORRECT
 
 
+@pytest.mark.parametrize("case", cases("math_pairs.jsonl"), ids=lambda case: f"{case['gold']} {case['answer']}")
+def test_pairs(case):
+    result = grade(gold=case["gold"], answer=case["answer"])
+    assert result.verdict == case["verdict"], (case["why"], result)
+
+
 @pytest.mark.parametrize("case", cases("math_deadline.jsonl"), ids=lambda case: case["answer"])
 def test_what_is_too_large_is_refused_before_it_is_evaluated(case):
     grade(gold="\\pi", answer="x")  # the first formula imports sympy

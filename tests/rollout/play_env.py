@@ -11,8 +11,9 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from agentrl.environment import Environment, SingleTurn
+from agentrl.environment import Environment
 from agentrl.errors import EnvironmentFailure
+from agentrl.single_turn import SingleTurn
 
 
 class Guess(Environment):

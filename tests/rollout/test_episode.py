@@ -16,10 +16,13 @@ from agentrl.config import RolloutConfig, SamplingConfig
 from agentrl.engines.protocol import Completion
 from agentrl.errors import ConfigError, SamplerUnavailable
 from agentrl.records import SamplingContract, Score, Source, Version, rows_of
-from agentrl.rollout.episode import play_episode, play_group, request_seed
+from agentrl.rollout.episode import play_episode, play_group
 from agentrl.rollout.messages import Observation, Opened
 from agentrl.rollout.pool import EnvironmentTimeout
 from agentrl.rollout.render import Renderer
+from agentrl.rollout.tool_formats.hermes import HERMES
+from agentrl.rollout.tool_formats.pythonic import LLAMA_PYTHONIC
+from agentrl.rollout.tree import Sampler, request_seed
 
 TOKENIZER = make_tokenizer()
 RENDERER = Renderer(TOKENIZER)
@@ -39,17 +42,17 @@ def play(
     seed=3,
     rollout=None,
     pool=None,
+    others=None,
     **sampling,
 ):
     """Play one episode, or a group of `members`; also the engine that was asked."""
     engine = engine or FakeEngine(script, renderer._tokenizer, context_length=context_length)
     arguments = {
-        "engine": engine,
-        "renderer": renderer,
+        "sampler": Sampler(engine=engine, renderer=renderer, contract=CONTRACT),
+        "others": others or {},
         "sampling": SamplingConfig(**sampling),
         "rollout": rollout or RolloutConfig(),
         "seed": seed,
-        "contract": CONTRACT,
     }
 
     async def main():
@@ -118,14 +121,22 @@ def test_tools_run_in_order_and_their_results_are_appended():
     assert engine.requests[0].session == engine.requests[1].session != ""
 
 
+def test_calls_are_read_in_the_form_that_the_template_writes_them_in():
+    renderer = Renderer(TOKENIZER)
+    renderer.tool_format = LLAMA_PYTHONIC
+    rollout, _ = play(in_turn('[look(count="2"), total()]', "[finish()]"), renderer=renderer)
+    assert [message["content"] for message in rollout.messages if message["role"] == "tool"] == ["xx", "1", ""]
+    assert "tool/malformed" not in rollout.counters
+
+
 def test_mistakes_of_the_model_are_observations():
     text = "<tool_call>{oops</tool_call>" + call("fly") + call("look", '{"count": "many"}') + call("look", "[1]") + call("boom")
     rollout, _ = play(in_turn(text, "done"))
     assert [message["content"] for message in rollout.messages if message["role"] == "tool"] == [
-        "error: invalid JSON: Expecting property name enclosed in double quotes",
+        f"error: invalid JSON: Expecting property name enclosed in double quotes; write {HERMES.form}",
         f'error: unknown tool: there is no "fly"; tools: {", ".join(tool["function"]["name"] for tool in tools_of("Guess"))}',
         'error: invalid arguments: count must be an integer, got "many"',
-        "error: arguments are not an object: got a list",
+        f"error: arguments are not an object: got a list; write {HERMES.form}",
         "error: KeyError: 'no such place'",
     ]
     assert {key: rollout.counters[f"tool/{key}"] for key in ("calls", "malformed", "errors")} == {"calls": 5, "malformed": 4, "errors": 1}
@@ -320,13 +331,12 @@ def play_slowly(cancel_after=float("inf"), fails=None):
             return await play_episode(
                 make_task(),
                 0,
-                engine=FakeEngine(in_turn(call("look")), TOKENIZER),
-                renderer=RENDERER,
+                sampler=Sampler(engine=FakeEngine(in_turn(call("look")), TOKENIZER), renderer=RENDERER, contract=CONTRACT),
+                others={},
                 pool=SlowPool(log, fails),
                 sampling=SamplingConfig(),
                 rollout=RolloutConfig(),
                 seed=0,
-                contract=CONTRACT,
             )
 
     return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0)), log

@@ -11,10 +11,11 @@ from rollout_fakes import ENV, FakeEngine, make_task, make_tokenizer, thread_poo
 from agentrl.config import RolloutConfig, SamplingConfig
 from agentrl.environment import Episode
 from agentrl.records import SamplingContract
-from agentrl.rollout.episode import play_group, request_seed
+from agentrl.rollout.episode import play_group
 from agentrl.rollout.judge import judged_group
 from agentrl.rollout.pool import EnvPool
 from agentrl.rollout.render import Renderer
+from agentrl.rollout.tree import Sampler, request_seed
 
 TOKENIZER = make_tokenizer()
 RENDERER = Renderer(TOKENIZER)
@@ -32,13 +33,12 @@ def play(*answers, name="Judged", pool=None, judged=True, rival=None):
             return await play_group(
                 TASK,
                 len(answers),
-                engine=engine,
-                renderer=RENDERER,
+                sampler=Sampler(engine=engine, renderer=RENDERER, contract=POLICY),
+                others={},
                 pool=environments,
                 sampling=SamplingConfig(),
                 rollout=RolloutConfig(),
                 seed=3,
-                contract=POLICY,
                 rival=rival,
                 judged=judged,
             )

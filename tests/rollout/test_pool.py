@@ -431,3 +431,15 @@ def test_thread_hosts_close_what_they_opened():
         assert await host.end() == "was closed"
 
     trio.run(main)
+
+
+def test_an_episode_that_is_cancelled_before_it_starts_leaves_nothing_to_close():
+    async def main():
+        async with thread_pool(f"{ENV}:Guess") as pool:
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await pool.open(make_task())
+            assert scope.cancelled_caught
+            assert [worker.load for worker in pool._ready] == [0]
+
+    trio.run(main)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from agentrl.environment import Environment, SingleTurn
+from agentrl.environment import Environment
 from agentrl.errors import ConfigError, WorkerDied
-from agentrl.rollout.rows import RemoteRows, can_compare, load_rows, plain_row
+from agentrl.rollout.rows import RemoteRows, load_rows, plain_row
+from agentrl.single_turn import SingleTurn
 
 BAD = Path(__file__).parents[1] / "bad_env.py"
 
@@ -93,11 +94,11 @@ class ComparingRows(SingleTurn):
 
 
 def test_who_compares():
-    assert can_compare(Comparing())
-    assert not can_compare(Environment())
-    assert can_compare(SingleTurn(train=[], judge=lambda **_: [0]))
-    assert not can_compare(SingleTurn(train=[], rewards=[lambda **_: [0.0]]))
-    assert can_compare(ComparingRows(train=[], rewards=[lambda **_: [0.0]]))
+    assert Comparing().compares
+    assert not Environment().compares
+    assert SingleTurn(train=[], judge=lambda **_: [0]).compares
+    assert not SingleTurn(train=[], rewards=[lambda **_: [0.0]]).compares
+    assert ComparingRows(train=[], rewards=[lambda **_: [0.0]]).compares
 
 
 def test_the_process_says_whether_its_environment_compares(tmp_path):

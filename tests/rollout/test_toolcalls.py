@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from agentrl.rollout.toolcalls import Malformed, ToolCall, check_call, extract_calls, read_calls
+from agentrl.rollout.tool_formats.known import FORMATS
+from agentrl.rollout.toolcalls import MOST_CALLS, Malformed, ToolCall, check_call, extract_calls, read_calls, read_turn
 
 CASES = [json.loads(line) for line in (Path(__file__).parents[1] / "cases" / "tool_calls.jsonl").read_text().splitlines()]
 
@@ -80,6 +82,7 @@ def test_reasoning_is_skipped(text: str, thinking: bool, count: int) -> None:
 
 
 REFUSED = object()
+DEFS = {"n": {"type": "integer"}, "again": {"$ref": "#/$defs/n"}, "circle": {"$ref": "#/$defs/circle"}, "a/b": {"type": "integer"}}
 
 
 def tool(properties: dict[str, Any], **more: Any) -> list[dict[str, Any]]:
@@ -116,10 +119,27 @@ def tool(properties: dict[str, Any], **more: Any) -> list[dict[str, Any]]:
         ({"enum": [1]}, True, REFUSED),
         ({"$ref": "#/$defs/n"}, "42", 42),
         ({}, "42", "42"),
+        ({"anyOf": [{"type": "integer"}, {"enum": ["1", "2"]}]}, "1", "1"),
+        ({"anyOf": [{"type": "integer"}, {"type": "number"}]}, 1.5, 1.5),
+        ({"type": "array", "items": {"anyOf": [{"type": "integer"}, {"type": "boolean"}]}}, ["1", "true", False], [1, True, False]),
+        (
+            {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "boolean"}], "items": {"type": "number"}},
+            ["1", "true", "2.5"],
+            [1, True, 2.5],
+        ),
+        ({"$ref": "#/$defs/again"}, "42", 42),
+        ({"$ref": "#/$defs/circle"}, "42", "42"),
+        ({"$ref": "#/$defs/a~1b"}, "42", 42),
+        ({"type": "string", "format": "date"}, "2024-04-01", "2024-04-01"),
+        ({"type": "integer"}, "3.0", 3),
+        ({"type": "integer"}, 10**18, 10**18),
+        ({"type": "integer"}, None, REFUSED),
+        ({"type": "object", "additionalProperties": {"type": "integer"}}, '{"k": "7"}', {"k": 7}),
+        ({"const": 5}, "5", 5),
     ],
 )
 def test_arguments_move_only_towards_the_declared_type(schema: dict[str, Any], given: Any, expected: Any) -> None:
-    result = check_call(ToolCall(name="act", arguments={"x": given}), tool({"x": schema}, **{"$defs": {"n": {"type": "integer"}}}))
+    result = check_call(ToolCall(name="act", arguments={"x": given}), tool({"x": schema}, **{"$defs": DEFS}))
     if expected is REFUSED:
         assert isinstance(result, Malformed)
         assert result.reason == "invalid arguments"
@@ -127,6 +147,17 @@ def test_arguments_move_only_towards_the_declared_type(schema: dict[str, Any], g
     assert isinstance(result, ToolCall)
     assert result.arguments == {"x": expected}
     assert type(result.arguments["x"]) is type(expected)
+
+
+def test_alternatives_within_alternatives_cost_no_more_than_their_budget() -> None:
+    branch = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}, "leaf": {"type": "integer"}}}
+    node = {"anyOf": [branch, {**branch, "title": "the same"}]}
+    nest: dict[str, Any] = {"leaf": "1"}
+    for _ in range(40):
+        nest = {"next": nest}
+    result = check_call(ToolCall(name="act", arguments={"x": nest}), tool({"x": {"$ref": "#/$defs/node"}}, **{"$defs": {"node": node}}))
+    assert isinstance(result, Malformed)
+    assert "too many alternatives" in result.detail
 
 
 def test_missing_unknown_and_extra() -> None:
@@ -145,6 +176,29 @@ def test_xml_form_is_typed_by_the_schema() -> None:
     text = f"<tool_call>\n<function=act>\n{parameters}\n</function>\n</tool_call>"
     tools = tool({"all": {"type": "boolean"}, "zip": {"type": "string"}})
     assert shown(read_calls(text, tools)) == [{"name": "act", "arguments": {"all": False, "zip": "020"}}]
+
+
+def test_no_more_calls_are_made_than_a_turn_may_have() -> None:
+    calls = extract_calls(GOOD * 200)
+    assert len(calls) == MOST_CALLS + 1
+    assert shown(calls[-1:]) == [{"malformed": "too many calls"}]
+    started = time.process_time()
+    for name, tool_format in FORMATS.items():
+        for piece in (tool_format.write([ToolCall(name="run", arguments={"cmd": "ls"})])[:14], tool_format.form, "<think>", '{"name": "'):
+            assert len(extract_calls(piece * 10_000, tool_format=tool_format)) <= MOST_CALLS + 1, name
+    assert time.process_time() - started < 20  # what repeats for ever is read in the time that its length takes
+
+
+def test_a_turn_is_taken_apart() -> None:
+    bad = call_text('{"c": "ls"}', "run")
+    turn = read_turn(f"<think>hm {GOOD}</think>\nHello. {GOOD} And {bad} bye.", CASES[0]["tools"])
+    assert turn.reasoning == f"hm {GOOD}"
+    assert turn.content == f"Hello.  And {bad} bye."
+    assert shown(list(turn.calls)) == [{"name": "run", "arguments": {"cmd": "ls"}}, {"malformed": "invalid arguments"}]
+    untouched = read_turn(f" as it is {GOOD}\n", [])
+    assert (untouched.content, untouched.calls, untouched.reasoning) == (f" as it is {GOOD}\n", (), "")
+    prompted = read_turn("a</think>b<think>c</think>d<think>e", CASES[0]["tools"], thinking=True)
+    assert (prompted.reasoning, prompted.content) == ("a\nc\ne", "bd")
 
 
 def test_nothing_raises_and_every_call_can_be_sent() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any, Literal
 
 import pytest
 
-from agentrl.environment import Environment
+from agentrl.environment import Environment, tool_limits
 from agentrl.errors import ConfigError
 from agentrl.rollout.arguments import Unfit
 from agentrl.rollout.tools import describe_tool, describe_tools
@@ -123,3 +124,55 @@ def test_signatures_that_no_model_can_call() -> None:
         describe_tool("odd", odd)
     with pytest.raises(ConfigError, match=r"no JSON schema"):
         describe_tool("strange", strange)
+
+
+def test_a_plain_function_is_a_tool() -> None:
+    def multiply(a: int, b: int = 2) -> int:
+        """Multiplies two numbers.
+
+        Args:
+            a: The first number.
+            b: The second number.
+
+        Returns:
+            The product.
+        """
+        return a * b
+
+    multiply.__annotations__ = {"a": int, "b": int, "return": int}
+    tool = describe_tool("multiply", multiply)
+    assert tool.schema["function"]["description"] == "Multiplies two numbers."
+    assert tool.schema["function"]["parameters"]["properties"]["a"] == {"type": "integer", "description": "The first number."}
+    assert tool.call(**tool.validate({"a": "3"})) == 6
+    bound = describe_tool("double", partial(multiply, 2))
+    assert bound.schema["function"]["parameters"]["properties"].keys() == {"b"}
+
+
+def test_an_object_that_can_be_called_is_a_tool() -> None:
+    class Shout:
+        """Not this text."""
+
+        def __call__(self, text: str) -> str:
+            return text.upper()
+
+    Shout.__call__.__annotations__ = {"text": str, "return": str}
+    assert describe_tool("shout", Shout()).validate({"text": "hi"}) == {"text": "hi"}
+
+
+def test_what_has_no_signature_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no signature to read"):
+        describe_tool("type", type)
+
+
+def test_limits_of_a_method() -> None:
+    class Slow(Environment):
+        @tool_limits(timeout_s=90, max_output_chars=5)
+        def wait(self) -> str:
+            return ""
+
+        def look(self) -> str:
+            return ""
+
+    tools = describe_tools(Slow())
+    assert (tools["wait"].timeout_s, tools["wait"].max_output_chars) == (90, 5)
+    assert (tools["look"].timeout_s, tools["look"].max_output_chars) == (None, None)

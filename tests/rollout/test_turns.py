@@ -15,6 +15,7 @@ from agentrl.errors import EnvironmentFailure
 from agentrl.records import SamplingContract, Score, Turn
 from agentrl.rollout.episode import play_episode
 from agentrl.rollout.render import Renderer
+from agentrl.rollout.tree import Sampler
 from agentrl.rollout.turns import rewarded, whole_return
 
 TOKENIZER = make_tokenizer()
@@ -27,13 +28,12 @@ def play(*texts, row=None, name="Paid", **sampling):
             return await play_episode(
                 make_task(**{"prompt": [{"role": "user", "content": "hi"}], **(row or {})}),
                 0,
-                engine=FakeEngine(in_turn(*texts), TOKENIZER),
-                renderer=RENDERER,
+                sampler=Sampler(engine=FakeEngine(in_turn(*texts), TOKENIZER), renderer=RENDERER, contract=SamplingContract()),
+                others={},
                 pool=pool,
                 sampling=SamplingConfig(**sampling),
                 rollout=RolloutConfig(),
                 seed=0,
-                contract=SamplingContract(),
             )
 
     return trio.run(main)

@@ -1,4 +1,4 @@
-"""Lets the tests of this folder import `rollout_fakes`."""
+"""Lets the tests of this folder import `server_fakes`."""
 
 import sys
 from pathlib import Path

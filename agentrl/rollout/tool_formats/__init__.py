@@ -1,0 +1,1 @@
+"""The written forms of tool calls, one module a kind; `agentrl.rollout.toolcalls` reads turns with them."""

@@ -1,0 +1,88 @@
+"""Programs that speak to an OpenAI endpoint, played by the real worker with a scripted engine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import trio
+from rollout_fakes import FakeEngine, in_turn, make_task, make_tokenizer
+
+from agentrl.config import RolloutConfig, SamplingConfig
+from agentrl.envs.agent_program import MOST_OUTPUT_BYTES
+from agentrl.records import SamplingContract, rows_of
+from agentrl.rollout.episode import play_episode
+from agentrl.rollout.pool import EnvPool
+from agentrl.rollout.render import Renderer
+from agentrl.rollout.tree import Sampler
+
+SPEC = str(Path(__file__).parent / "program_env.py")
+TOKENIZER = make_tokenizer()
+
+
+def play(name, *said, rollout=None, row=None, **sampling):
+    engine = FakeEngine(in_turn(*said), TOKENIZER)
+    sampler = Sampler(engine=engine, renderer=Renderer(TOKENIZER), contract=SamplingContract())
+    config = rollout or RolloutConfig(env_workers=1)
+
+    async def main():
+        async with EnvPool(f"{SPEC}:{name}", [], config) as pool:
+            return await play_episode(
+                make_task(**(row or {})),
+                0,
+                sampler=sampler,
+                others={},
+                pool=pool,
+                sampling=SamplingConfig(**sampling),
+                rollout=config,
+                seed=0,
+            )
+
+    return trio.run(main), engine
+
+
+def test_a_program_plays_its_episode_with_the_sampled_tokens(monkeypatch):
+    monkeypatch.setitem(os.environ, "MY_SECRET", "never to be seen")
+    rollout, engine = play("Program", "hello", "bye")
+    assert (rollout.ending, rollout.score.parts, rollout.reason) == ("complete", {"said": 1.0, "printed": 1.0}, "")
+    (row,) = rows_of(rollout)
+    first, second = engine.completions
+    assert row.ids[row.trained].tolist() == [*first.ids.tolist(), *second.ids.tolist()]
+    assert engine.requests[1].ids.tolist()[: len(engine.requests[0].ids)] == engine.requests[0].ids.tolist()
+
+
+def test_a_program_whose_budget_is_spent_is_scored_as_truncated():
+    rollout, _ = play("Program", "hello", "bye", row={"turns": 5}, max_turns=2)
+    assert (rollout.ending, rollout.score.parts) == ("truncated", {"said": 0.0, "printed": 0.0})
+    assert len(rollout.turns) == 2
+
+
+def test_a_program_that_fails_is_unscorable_and_quoted():
+    rollout, _ = play("Broken", "hello")
+    assert (rollout.ending, rollout.score.value) == ("environment_error", None)
+    assert "ended with status 3" in rollout.reason
+    assert "oh no" in rollout.reason
+
+
+@pytest.mark.slow
+def test_a_program_that_hangs_is_ended_with_what_it_left_behind():
+    rollout, _ = play("Hanging", "hello", rollout=RolloutConfig(env_workers=1, episode_timeout_s=2))
+    assert (rollout.ending, rollout.score.value) == ("timeout", None)
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if _mine(path)]
+    assert b"sleep\x00600\x00" not in commands
+
+
+def _mine(path):
+    try:
+        path.read_bytes()
+    except OSError:
+        return False
+    return True
+
+
+def test_a_program_that_leaves_processes_with_its_output_behind_has_ended():
+    rollout, _ = play("Leaving", "hello", rollout=RolloutConfig(env_workers=1, episode_timeout_s=60))
+    assert (rollout.ending, rollout.reason) == ("complete", "")
+    assert rollout.score.value == MOST_OUTPUT_BYTES
+    assert rollout.counters["time/episode_s"] < 30
