@@ -19,7 +19,7 @@ def _option(declared: str, metavar: str, text: str) -> Any:
 
 def serve_reward(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder or a Hub name.", show_default=False)],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Where it listens; 0 takes a free port.")] = 8200,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where it listens; 0 takes a free port.")] = 8300,
     host: Annotated[str, typer.Option(help="Beyond this machine it takes a key, in AGENTRL_REWARD_API_KEY.")] = "127.0.0.1",
     kind: Annotated[str | None, _option("--kind", "KIND", "outcome or process.  [default: by the model's architecture]")] = None,
     device: Annotated[str | None, _option("--device", "D", "cpu, cuda or cuda:N.  [default: CUDA where there is one]")] = None,
@@ -34,8 +34,8 @@ def serve_reward(
     """Serve a reward model over HTTP, a classifier of whole answers or of their steps; Ctrl-C ends it.
 
     \b
-    agentrl serve-reward MODEL --port 8200
-    curl localhost:8200/score -d '{"prompts": ["2+2="], "completions": ["4"]}'
+    agentrl serve-reward MODEL --port 8300
+    curl localhost:8300/score -d '{"prompts": ["2+2="], "completions": ["4"]}'
     """  # noqa: D301  # \b keeps the lines apart
     given = {name: value for name, value in locals().items() if value is not None and name not in ("port", "host")}
     from agentrl.cli import exit_status

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from agentrl.errors import ConfigError
@@ -93,6 +94,12 @@ def _row(path: Path, number: int, line: str, needs: Sequence[str]) -> dict[str, 
     return row
 
 
+def _functions(module: ModuleType) -> list[str]:
+    return [
+        key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == module.__name__ and key[0] != "_"
+    ]
+
+
 def find_function(kind: str, name: str) -> Callable[..., Any]:
     """The function behind `file.py:function` or `package.module:function`; `kind` is what messages call it.
 
@@ -101,9 +108,11 @@ def find_function(kind: str, name: str) -> Callable[..., Any]:
     """
     target, asked, _ = name.strip().partition("?")
     where, _, attribute = target.rpartition(":")
-    function = getattr(import_module(where), attribute, None) if where else None
+    module = import_module(where) if where else None
+    function = getattr(module, attribute, None)
     if not callable(function):
-        raise ConfigError(f"{kind} {name!r} is not a function; write file.py:function or package.module:function")
+        there = f" (functions in {where}: {', '.join(_functions(module)) or 'none'})" if module else ""
+        raise ConfigError(f"{kind} {name!r} is not a function{there}; write file.py:function or package.module:function")
     found: Callable[..., Any] = _made(kind, name.strip(), function) if asked else function
     _check_keywords(kind, name, found)
     return found

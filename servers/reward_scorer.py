@@ -74,6 +74,8 @@ class RewardScorer:
             raise ValueError("this model scores whole answers: send completions, not steps")
         if isinstance(row.prompt, str) and isinstance(row.completion, str):
             return self._ids(row.prompt + row.completion, special=True)
+        if isinstance(row.completion, str):
+            raise ValueError("prompt and completion are both texts, or both messages")
         answer = [{**(said := _with_text(one)), "content": self._harmless(said["content"])} for one in row.completion]
         return self._ids(self._templated([*row.prompt, *answer]))
 

@@ -213,7 +213,7 @@ class ServeOptions:
 
     reward: RewardOptions
     host: str = "127.0.0.1"
-    port: int = 8200
+    port: int = 8300
     """0 takes a free one."""
     limits: ServerLimits = field(default_factory=ServerLimits)
 

@@ -139,6 +139,7 @@ def test_resume_refuses_what_would_make_it_another_run(tmp_path, run_file):
         (ConfigError("no such environment"), 2, "agentrl: no such environment\n"),
         (RunCannotLearn("every rollout failed"), 1, "agentrl: every rollout failed\n"),
         (KeyboardInterrupt(), 130, ""),
+        (BaseExceptionGroup("tasks", [KeyboardInterrupt()]), 130, ""),
     ],
 )
 @pytest.mark.parametrize("command", ["train", "eval"])
@@ -212,6 +213,13 @@ def test_env_show_has_tasks_prompts_and_tool_schemas(tmp_path):
         assert line in lines
     assert 'row     {"prompt": "train 1", "times": 2}' in lines
     assert "train 2" not in result.stdout
+
+
+def test_env_show_of_a_name_that_needs_arguments_says_which_there_are():
+    result = run("env", "show", "math")
+    assert result.exit_code == 2
+    assert "give either path=FILE.jsonl or dataset=NAME" in result.stderr
+    assert "grader: `math`, `gsm8k`" in result.stderr
 
 
 def test_env_show_of_what_is_not_there_names_what_was_tried(tmp_path):

@@ -44,7 +44,7 @@ def test_a_line_a_row_and_a_summary(file):
     result = run("math", file({"gold": "4", "answer": "\\boxed{4}"}, "", {"gold": "4", "answer": "\\boxed{"}, {"gold": "", "answer": "4"}))
     assert result.exit_code == 0
     assert [line.split(maxsplit=2) for line in result.stdout.splitlines()] == [
-        ["1", "correct"],
+        ["1", "correct", "read 4"],
         ["3", "wrong", "no answer in the text"],
         ["4", "unscorable", "the gold is empty"],
     ]

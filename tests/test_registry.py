@@ -26,6 +26,7 @@ BAD = Path(__file__).parent / "bad_env.py"
         ("no_such_package.games:Guess", "cannot import 'no_such_package.games'"),
         ("gymnasum:FrozenLake-v1", "did you mean gymnasium:FrozenLake-v1"),
         ("textarena:", "environment 'textarena:': write textarena:NAME"),
+        ("textarena", "environment 'textarena': write textarena:NAME"),
     ],
 )
 def test_a_wrong_spec_says_what_was_tried(spec, said):

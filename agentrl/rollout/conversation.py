@@ -74,7 +74,10 @@ class Conversations:
         sampler = self._samplers.get(request.policy)
         if sampler is None:
             known = ", ".join(self._samplers)
-            raise EnvironmentFailure(f"there is no policy {request.policy!r}; known: {known}. Name others under `policies` in the run file (for `agentrl env test`: --policy NAME)")
+            raise EnvironmentFailure(
+                f"there is no policy {request.policy!r}; known: {known}. "
+                "Name others under `policies` in the run file (for `agentrl env test`: --policy NAME)"
+            )
         if self._asked >= self._sampling.max_turns:
             return self._spent(request, f"max_turns={self._sampling.max_turns} calls")
         self._asked += 1

@@ -38,7 +38,8 @@ def load_tokenizer(model: str) -> PreTrainedTokenizerBase:
     except ConfigError:
         raise
     except Exception as error:  # somebody else's files: each kind of tokenizer has its own errors
-        said = f"model {model!r} has no tokenizer that loads: {type(error).__name__}: {error}"
+        place = "" if Path(model).is_dir() else " (there is no such folder here, so it was looked for on the Hugging Face Hub)"
+        said = f"model {model!r}{place} has no tokenizer that loads: {type(error).__name__}: {error}"
         raise ConfigError(f"{said}; save one beside it with tokenizer.save_pretrained") from error
 
 

@@ -98,7 +98,7 @@ def test_every_20th_row_is_held_out(run):
 def test_what_is_no_function_is_refused_by_its_kind(run):
     with pytest.raises(ConfigError, match=r"judge '.*functions.py:nothing' is not a function"):
         load(run(judge="nothing"))
-    with pytest.raises(ConfigError, match=r"reward '.*functions.py:missing' is not a function"):
+    with pytest.raises(ConfigError, match=r"reward '.*functions.py:missing' is not a function \(functions in .*functions.py: "):
         load(run(rewards=["missing"], judge="short"))
 
 
