@@ -1,7 +1,8 @@
 """A small model that knows the forms of three further environments: `python examples/learning/small_model.py models/small`.
 
 As the quickstart's model, of whose size it is (0.45 M parameters), it imitates a careless demonstrator from scratch: legal moves of Nim at
-random, one-line functions of which most have a slip, and sums with forgotten carries. Only training tasks are shown. Some ten minutes on one core.
+random, one-line functions of which most have a slip, and sums with forgotten carries. Only training tasks are shown. It takes some ten
+minutes on one core.
 """
 
 from __future__ import annotations
