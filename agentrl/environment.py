@@ -88,6 +88,10 @@ def tool_limits(*, timeout_s: float | None = None, max_output_chars: int | None 
     return mark
 
 
+SCRATCH = "AGENTRL_SCRATCH"
+"""Environment variable of a worker: a folder that is gone when the workers are, even where they were killed. For `tempfile`'s `dir`."""
+
+
 class Environment:
     """Base class: give tasks, start an episode, offer tools, score the end.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from agentrl.environment import Environment, Episode, Split, finite, shown
 from agentrl.errors import EnvironmentFailure
-from agentrl.reward_call import ask_all, weighted
+from agentrl.reward_call import ask_all, name_of, weighted
 
 if TYPE_CHECKING:
     from agentrl.records import Score
@@ -73,11 +73,10 @@ class SingleTurn(Environment):
         """Call the judge with lists of one pair."""
         if self.judge is None:
             raise NotImplementedError("SingleTurn was made without a judge; give it judge=f(prompts, completions) -> list of 0, 1 or -1")
-        name = getattr(self.judge, "__name__", type(self.judge).__name__)
         verdicts = self.judge(prompts=[first.prompt], completions=[[first.completion, second.completion]])
         if inspect.isawaitable(verdicts):
             verdicts = await verdicts
-        return _probability(name, verdicts)
+        return _probability(name_of(self.judge), verdicts)
 
 
 def _probability(name: str, verdicts: Any) -> float | None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentrl.environment import Environment, Episode
+from agentrl.environment import SCRATCH, Environment, Episode
 from agentrl.errors import EnvironmentFailure
 from agentrl.llm import LLM, POLICY, BudgetSpent
 from agentrl.records import Score, Task
@@ -55,7 +55,7 @@ class AgentProgram(Environment):
     def folder(self) -> Path:
         """The program's working folder, removed with the episode."""
         if self._folder is None:
-            self._folder = Path(tempfile.mkdtemp(prefix="agentrl-program-"))
+            self._folder = Path(tempfile.mkdtemp(prefix="program-", dir=os.environ.get(SCRATCH)))
         return self._folder
 
     async def episode(self, task: Task, llm: LLM) -> Any:

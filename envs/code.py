@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agentrl.environment import Environment, Episode, Split
-from agentrl.envs.dataset import EVAL_SHARE, read_rows
+from agentrl.envs.dataset import read_rows, split_rows
 from agentrl.envs.tiny_code import tiny_tasks
 from agentrl.errors import ConfigError, EnvironmentFailure
 from agentrl.llm import Message
@@ -62,12 +62,9 @@ class Code(Environment):
         """The rows of a split."""
         if self._path is None:
             return tiny_tasks(split) if split == "train" or self._eval_path is None else rows_of(self._eval_path)
-        if split == "eval" and self._eval_path is not None:
-            return rows_of(self._eval_path)
-        rows = rows_of(self._path)
-        if self._eval_path is not None or len(rows) < EVAL_SHARE:
-            return rows if split == "train" else []
-        return [row for number, row in enumerate(rows) if (number % EVAL_SHARE == 0) == (split == "eval")]
+        if self._eval_path is not None:
+            return rows_of(self._path if split == "train" else self._eval_path)
+        return split_rows(rows_of(self._path), split)
 
     def start(self, task: Task) -> str | list[Message]:
         """The question, and where the row has no prompt of its own, what the code is called. Refuses a row without usable tests."""

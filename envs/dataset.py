@@ -8,11 +8,14 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
+from agentrl.environment import Split
 from agentrl.errors import ConfigError
 from agentrl.registry import Spec, import_module, register
 from agentrl.single_turn import JudgeFunction, RewardFunction, SingleTurn
+
+T = TypeVar("T")
 
 EVAL_SHARE = 20
 """Without an `eval_path`, every so-many-th row is held out for evaluation."""
@@ -39,16 +42,11 @@ def dataset(
     if not rewards and not judge:
         raise ConfigError("the dataset environment needs `rewards`, a `judge`, or both: file.py:function or package.module:function")
     rows = read_rows(Path(path))
-    held_out: list[dict[str, Any]] = []
-    if eval_path is not None:
-        held_out = read_rows(Path(eval_path))
-    elif len(rows) >= EVAL_SHARE:
-        held_out = [row for index, row in enumerate(rows) if index % EVAL_SHARE == 0]
-        rows = [row for index, row in enumerate(rows) if index % EVAL_SHARE]
+    train, held_out = (rows, read_rows(Path(eval_path))) if eval_path is not None else (split_rows(rows, "train"), split_rows(rows, "eval"))
     names = rewards.split(",") if isinstance(rewards, str) else rewards or []
     functions: list[RewardFunction] = [find_function("reward", name) for name in names]
     compare: JudgeFunction | None = find_function("judge", judge) if judge else None
-    return SingleTurn(train=rows, eval=held_out, rewards=functions, judge=compare, weights=_numbers(weights, len(functions)))
+    return SingleTurn(train=train, eval=held_out, rewards=functions, judge=compare, weights=_numbers(weights, len(functions)))
 
 
 def _numbers(weights: str | float | list[float] | None, count: int) -> list[float] | None:
@@ -65,12 +63,20 @@ def _numbers(weights: str | float | list[float] | None, count: int) -> list[floa
     return numbers
 
 
-def read_rows(path: Path, *, needs: Sequence[str] = ("prompt",)) -> list[dict[str, Any]]:
+def split_rows(rows: Sequence[T], split: Split) -> list[T]:
+    """The rows of a split where none are given to evaluate on: every 20th is held out, or none of fewer than 20."""
+    if len(rows) < EVAL_SHARE:
+        return list(rows) if split == "train" else []
+    return [row for index, row in enumerate(rows) if (index % EVAL_SHARE == 0) == (split == "eval")]
+
+
+def read_rows(path: Path, *, needs: Sequence[str] = ("prompt",), called: str = "the dataset") -> list[dict[str, Any]]:
     """All rows of a JSON-lines file. Raises `ConfigError` naming file and line.
 
     Args:
         path: the file.
         needs: columns that every row has.
+        called: what a file that cannot be read is called.
     """
     rows: list[dict[str, Any]] = []
     try:
@@ -79,18 +85,19 @@ def read_rows(path: Path, *, needs: Sequence[str] = ("prompt",)) -> list[dict[st
                 if line.strip():
                     rows.append(_row(path, number, line, needs))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the dataset {path}: {error}") from error
+        raise ConfigError(f"cannot read {called} {path}: {error}") from error
     return rows
 
 
 def _row(path: Path, number: int, line: str, needs: Sequence[str]) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}, line {number}: not JSON ({error})") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}, line {number}: not JSON ({error}); a row is one JSON object a line") from None
     if not isinstance(row, dict) or not all(name in row for name in needs):
         columns = " and ".join(f"a `{name}`" for name in needs)
-        raise ConfigError(f"{path}, line {number}: a row is an object with {columns}, got {line.strip()[:80]!r}")
+        shape = f"an object with {columns}" if needs else "a JSON object"
+        raise ConfigError(f"{path}, line {number}: a row is {shape}, got {line.strip()[:80]!r}")
     return row
 
 

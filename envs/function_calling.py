@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator
 
 from agentrl.environment import Environment, Split
 from agentrl.envs.dataset import read_rows
+from agentrl.envs.golden_calls import golden_call
 from agentrl.envs.procedural import split_of
 from agentrl.errors import ConfigError
 from agentrl.llm import LLM, Message
@@ -95,8 +96,7 @@ class FunctionCalling(Environment):
     def golden(self, task: Task) -> Sequence[str]:
         """The known calls with their first allowed values, as Hermes and Qwen models write them."""
         calls = solution(task.row["tools"], task.row["answers"])
-        texts = [json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False) for name, arguments in calls or ()]
-        return ["\n".join(f"<tool_call>\n{text}\n</tool_call>" for text in texts) or "No function fits."]
+        return ["\n".join(golden_call(name, **arguments) for name, arguments in calls or ()) or "No function fits."]
 
 
 def solution(tools: Sequence[Mapping[str, Any]], answers: Any) -> list[tuple[str, dict[str, Any]]] | None:

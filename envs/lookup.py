@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from agentrl.environment import Environment, Episode, Split
+from agentrl.envs.golden_calls import golden_call
 from agentrl.envs.procedural import Procedural
 from agentrl.errors import ConfigError
 from agentrl.llm import Message
@@ -80,11 +80,7 @@ class Lookup(Environment):
     def golden(self, task: Task) -> Sequence[str]:
         """Every item looked up, added where there are two, and the sum said."""
         stock, asked = task.row["stock"], task.row["asked"]
-        calls = [_call("lookup", item=item) for item in asked]
+        calls = [golden_call("lookup", item=item) for item in asked]
         if len(asked) > 1:
-            calls.append(_call("add", a=stock[asked[0]], b=stock[asked[1]]))
+            calls.append(golden_call("add", a=stock[asked[0]], b=stock[asked[1]]))
         return [*calls, f"\\boxed{{{task.row['answer']}}}"]
-
-
-def _call(name: str, **arguments: Any) -> str:
-    return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"

@@ -19,6 +19,7 @@ from agentrl.errors import ConfigError
 from agentrl.llm import LLM, POLICY, Message
 from agentrl.records import Task
 from agentrl.registry import register
+from agentrl.rewards.extract import last_box, spoken_text
 
 SIZES: Mapping[Split, int] = {"train": 20_000, "eval": 400}
 RULES = "Nim: heaps of sticks. Take some from one heap; who takes the last stick wins. Answer with the number of the heap and how many."
@@ -39,9 +40,8 @@ def draw(stream: random.Random, *, heaps: int, most: int) -> tuple[str, Mapping[
 
 def read_move(answer: str, heaps: Heaps) -> Move | None:
     """The move of an answer such as `2 3` (three sticks of the second heap); None where it is none, or breaks the rules."""
-    spoken = answer.rpartition("</think>")[2]
-    boxed = re.search(r"\\boxed\{([^{}]*)\}", spoken)
-    found = _MOVE.fullmatch(boxed.group(1) if boxed else spoken)
+    spoken = spoken_text(answer)
+    found = None if spoken is None else _MOVE.fullmatch(last_box(spoken) or spoken)
     if found is None:
         return None
     heap, count = int(found.group(1)) - 1, int(found.group(2))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agentrl.envs.dataset import read_rows
 from agentrl.errors import ConfigError
 
 
@@ -61,27 +61,7 @@ def problems(source: Source, rows: Iterable[Mapping[str, Any]], columns: Columns
 
 
 def _from_file(path: Path) -> list[dict[str, Any]]:
-    if path.suffix == ".parquet":
-        return _from_parquet([path])
-    rows = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    rows.append(_object(path, number, line))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the problems in {path}: {error}") from error
-    return rows
-
-
-def _object(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ConfigError(f"{path}, line {number}: not JSON ({error}); a problem is one JSON object a line") from None
-    if not isinstance(row, dict):
-        raise ConfigError(f"{path}, line {number}: a row is a JSON object, got {line.strip()[:80]!r}")
-    return row
+    return _from_parquet([path]) if path.suffix == ".parquet" else read_rows(path, needs=(), called="the problems in")
 
 
 def _from_parquet(paths: Sequence[Path]) -> list[dict[str, Any]]:

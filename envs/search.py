@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.environment import Environment, Episode, Split
-from agentrl.envs.dataset import EVAL_SHARE, read_rows
+from agentrl.envs.dataset import read_rows, split_rows
 from agentrl.envs.procedural import split_of
 from agentrl.errors import ConfigError
 from agentrl.llm import Message
@@ -152,7 +152,7 @@ class Search(Environment):
         rows = read_rows(Path(self._questions), needs=("prompt", "answer"))
         if self._eval_questions is not None:
             return rows if split == "train" else read_rows(Path(self._eval_questions), needs=("prompt", "answer"))
-        return [row for at, row in enumerate(rows) if (at % EVAL_SHARE == 0) == (split == "eval")]
+        return split_rows(rows, split)
 
     def start(self, task: Task) -> list[Message]:
         """The question."""

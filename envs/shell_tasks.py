@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.environment import Environment, Episode, Split
-from agentrl.envs.dataset import EVAL_SHARE, read_rows
+from agentrl.envs.dataset import read_rows, split_rows
+from agentrl.envs.golden_calls import golden_call
 from agentrl.envs.procedural import Procedural
 from agentrl.envs.sandbox_tools import SandboxTools
 from agentrl.errors import EnvironmentFailure
@@ -106,8 +106,7 @@ class ShellTasks(Environment):
         """The tasks; without an own file, none is in both splits."""
         if self._path is None:
             return Procedural(partial(draw, kinds=tuple(KINDS)), split=split, size=SIZES[split], name="shell")
-        rows = read_rows(Path(self._path), needs=("prompt", "files", "expected"))
-        return [row for at, row in enumerate(rows) if (at % EVAL_SHARE == 0) == (split == "eval")]
+        return split_rows(read_rows(Path(self._path), needs=("prompt", "files", "expected")), split)
 
     def start(self, task: Task) -> list[Message]:
         """Open the sandbox and lay the files out."""
@@ -141,8 +140,7 @@ class ShellTasks(Environment):
         """The command that does it, then a word."""
         if "command" not in task.row:
             return None
-        call = {"name": "run_shell", "arguments": {"command": task.row["command"]}}
-        return [f"<tool_call>{json.dumps(call)}</tool_call>", "Done."]
+        return [golden_call("run_shell", command=task.row["command"]), "Done."]
 
     def close(self) -> None:
         """End the sandbox."""

@@ -15,6 +15,7 @@ from agentrl.errors import ConfigError
 from agentrl.llm import Message
 from agentrl.records import Task
 from agentrl.registry import register
+from agentrl.rewards.extract import spoken_text
 
 SIZES: Mapping[Split, int] = {"train": 20_000, "eval": 400}
 STEPS = {"north": (0, 1), "east": (1, 0), "south": (0, -1), "west": (-1, 0)}
@@ -187,7 +188,7 @@ class Treasure(Environment):
         house = self._house
         assert house is not None
         before = house.has_key + house.has_treasure
-        lines = [line.strip() for line in answer.rpartition("</think>")[2].splitlines() if line.strip()]
+        lines = [line.strip() for line in (spoken_text(answer) or "").splitlines() if line.strip()]
         command = re.sub(r"\s+", " ", re.sub(r"[^a-z ]", "", lines[-1].lower())).strip()[:40] if lines else ""
         said = house.act(command)
         if self._shaped:

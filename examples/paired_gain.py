@@ -19,6 +19,19 @@ def paired_gain(before: dict[str, float], after: dict[str, float]) -> tuple[int,
     return len(gains), statistics.mean(gains), 1.96 * statistics.stdev(gains) / len(gains) ** 0.5
 
 
+def summary(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
+    """The gain with its 95% interval, as benchmarks print it."""
+    count, mean, half = paired_gain(before, after)
+    return {
+        "tasks": count,
+        "before": round(statistics.mean(before.values()), 3),
+        "after": round(statistics.mean(after.values()), 3),
+        "gain": round(mean, 3),
+        "low": round(mean - half, 3),
+        "high": round(mean + half, 3),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from agentrl.rewards.extract import END_THINK, THINK
+from agentrl.rewards.extract import spoken_text
 
 LANGUAGES = ("", "python", "python3", "py")
 
@@ -38,8 +38,8 @@ def extract_code(text: str, defines: str | None = None) -> str | None:
         text: of an answer.
         defines: name of a function or class that the code should define at its top level; settles which of several blocks is meant.
     """
-    spoken = text.rpartition(END_THINK)[2]
-    if THINK in spoken:
+    spoken = spoken_text(text)
+    if spoken is None:
         return None
     found = blocks(spoken)
     if found is None:

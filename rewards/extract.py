@@ -36,7 +36,7 @@ def answer_text(text: str) -> str | None:
     Thinking is skipped. Then the first of these that occurs decides: the last complete `\boxed{...}` or `\fbox{...}` (only unclosed
     ones: no answer), the line after the last `####`, what follows the last "answer is" or "answer:", the last line that is not empty.
     """
-    spoken = _spoken(text)
+    spoken = spoken_text(text)
     if spoken is None:
         return None
     if _BOX_COMMAND.search(spoken):
@@ -67,7 +67,7 @@ def last_box(text: str) -> str | None:
     return None if _BOX_COMMAND.search(content) else content or None
 
 
-def _spoken(text: str) -> str | None:
+def spoken_text(text: str) -> str | None:
     """What comes after the thinking; None where the thinking never ends."""
     spoken = text.rpartition(END_THINK)[2]
     return None if THINK in spoken else spoken

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from agentrl.reward_call import required
 from agentrl.rewards.grades import Grade
+from agentrl.rewards.json_schema import parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -107,11 +108,9 @@ def _calls_of(completion: Any) -> list[tuple[str, Mapping[str, Any]]]:
     return [(function["name"], _decoded(function.get("arguments") or {})) for function in functions]
 
 
-def _decoded(arguments: Any) -> Any:
-    try:
-        return json.loads(arguments) if isinstance(arguments, str) else arguments
-    except ValueError:
-        return {"": arguments}  # of no known call
+def _decoded(arguments: Any) -> Mapping[str, Any]:
+    document = parse_json(arguments) if isinstance(arguments, str) else (arguments,)
+    return document[0] if document is not None and isinstance(document[0], dict) else {"": arguments}  # of no known call
 
 
 def _known_call(answer: Any) -> KnownCall:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http
-import ipaddress
 import json
 import os
 import random
@@ -15,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx
+
+from agentrl.servers.http_guard import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,7 +76,7 @@ class Remote:
         self._sleep = sleep
         self._places = threading.BoundedSemaphore(patience.concurrency)
         # no proxy stands between a machine and itself
-        self._client = httpx.Client(transport=transport, trust_env=not _is_loopback(parts.hostname))
+        self._client = httpx.Client(transport=transport, trust_env=not is_loopback(parts.hostname))
         self._jitter = random.Random()
         weakref.finalize(self, self._client.close)
 
@@ -140,13 +141,6 @@ def _retry_after(response: httpx.Response) -> float:
     """Seconds that the server asks to wait; 0 where it does not say so in seconds."""
     said = response.headers.get("retry-after", "")
     return float(said) if said.isascii() and said.isdigit() else 0.0
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _shown(content: bytes) -> str:

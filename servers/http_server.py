@@ -2,61 +2,33 @@
 
 from __future__ import annotations
 
-import hmac
-import ipaddress
+import importlib.metadata
+import resource
 import signal
 import socket
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import trio
+from starlette.responses import PlainTextResponse
 
 from agentrl.errors import ConfigError
+from agentrl.servers.http_guard import BODY_S, BodyTooSlow, whole_body
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable, Iterator
 
     from starlette.applications import Starlette
     from starlette.requests import Request
+    from starlette.responses import Response
 
 KEEP_ALIVE_S = 120.0
 """An idle connection is kept for so long."""
 LISTENERS = 16
 """On the one socket: each takes one connection a pass of the event loop, and some hundred clients that come at once would wait for long."""
-
-
-def checked_key(host: str, variable: str, danger: str, environ: Mapping[str, str]) -> str:
-    """The API key of a server; empty for none. Raises `ConfigError` where there must be one.
-
-    Args:
-        host: where it will listen.
-        variable: of the environment, that holds the key.
-        danger: what those who reach the server could do, for the message.
-        environ: the environment.
-    """
-    key = environ.get(variable, "")
-    if not key and not is_loopback(host):
-        raise ConfigError(
-            f"host {host} can be reached from other machines, and whoever reaches the server can {danger}: set {variable} to a secret here "
-            "and where clients run, or leave the host at 127.0.0.1"
-        )
-    if not key.isascii() or not key.isprintable() or key != key.strip():
-        raise ConfigError(f"{variable} may hold printable ASCII characters only, without white space around them")
-    return key
-
-
-def has_key(request: Request, key: str) -> bool:
-    """Whether a request brings the key; compared in constant time."""
-    given = request.headers.get("authorization", "")
-    return not key or hmac.compare_digest(given.encode("utf-8", "replace"), f"Bearer {key}".encode())
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
+MOST_FILES = 16_384
+"""Open at once: two for each connection, and some."""
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
@@ -74,6 +46,43 @@ def url_of(host: str, sock: socket.socket) -> str:
     """Where clients find a server."""
     name = socket.gethostname() if host in ("0.0.0.0", "::", "") else host.strip("[]")
     return f"http://{f'[{name}]' if ':' in name else name}:{sock.getsockname()[1]}"
+
+
+@contextmanager
+def listening(host: str, port: int) -> Iterator[tuple[socket.socket, str]]:
+    """A socket that listens while the block lasts, and the URL that clients find it at; many may connect. Raises `ConfigError`."""
+    with listening_socket(host, port) as sock:
+        allow_connections()
+        yield sock, url_of(host, sock)
+
+
+def allow_connections() -> None:
+    """Raise this process's limit of open files, which counts connections too, where it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(ValueError, OSError):  # macOS refuses more than a limit of the kernel's own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+async def health(request: Request) -> Response:
+    """The answer of /health: 200 while the server lives, for everybody."""
+    return PlainTextResponse("ok")
+
+
+def version() -> str:
+    """Of this agentrl, for clients to see."""
+    try:
+        return importlib.metadata.version("agentrl")
+    except importlib.metadata.PackageNotFoundError:
+        return "from a checkout"
+
+
+async def read_body(request: Request, most_bytes: int, most_s: float = BODY_S) -> bytearray:
+    """A request's body. Raises `BodyTooLong`, `BodyTooSlow`, and starlette's `ClientDisconnect`."""
+    with trio.move_on_after(most_s):
+        return await whole_body(request, most_bytes)
+    raise BodyTooSlow(most_s)
 
 
 async def listen(app: Starlette, sock: socket.socket, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import json
 import secrets
 import socket
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from agentrl.llm import POLICY, BudgetSpent, SamplingFailed
+from agentrl.servers.http_guard import BODY_S, BodyTooLong, BodyTooSlow, has_key, whole_body
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -71,12 +71,10 @@ async def openai_endpoint(
     from hypercorn.config import Config
 
     listener = socket.create_server((host, 0))
-    port = listener.getsockname()[1]
-    endpoint = Endpoint(base_url=f"http://{host}:{port}/v1", api_key=f"agentrl-{secrets.token_urlsafe(24)}")
+    endpoint = Endpoint(base_url=f"http://{host}:{listener.getsockname()[1]}/v1", api_key=f"agentrl-{secrets.token_urlsafe(24)}")
     config = Config()
     config.bind = [f"fd://{listener.detach()}"]
-    config.errorlog = None
-    config.accesslog = None
+    config.errorlog = config.accesslog = None
     config.graceful_timeout = 0.0
     config.shutdown_timeout = 1.0
     config.keep_alive_timeout = KEEP_ALIVE_S
@@ -85,8 +83,7 @@ async def openai_endpoint(
     if loop.get_exception_handler() is None:
         loop.set_exception_handler(_quiet)
     stop = asyncio.Event()
-    app = _app(llm, endpoint, dict(models or {}), default)
-    serving = asyncio.create_task(serve(app, config, shutdown_trigger=stop.wait))
+    serving = asyncio.create_task(serve(_app(llm, endpoint, dict(models or {}), default), config, shutdown_trigger=stop.wait))
     try:
         yield endpoint
     finally:
@@ -152,17 +149,18 @@ def _fault(status: int, message: str, code: str) -> Response:
 
 
 def _check_key(request: Request, endpoint: Endpoint) -> None:
-    given = request.headers.get("authorization", "").partition(" ")[2].strip()
-    if not hmac.compare_digest(given.encode(), endpoint.api_key.encode()):
+    if not has_key(request, endpoint.api_key):
         raise _Refused("this episode has another key: use the one that OPENAI_API_KEY holds", status=401, code="invalid_api_key")
 
 
 async def _body(request: Request) -> dict[str, Any]:
-    data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > MOST_BODY_BYTES:
-            raise _Refused(f"the request is longer than {MOST_BODY_BYTES} bytes", status=413)
+    try:
+        async with asyncio.timeout(BODY_S):
+            data = await whole_body(request, MOST_BODY_BYTES)
+    except BodyTooLong as error:
+        raise _Refused(str(error), status=413) from None
+    except TimeoutError:
+        raise _Refused(str(BodyTooSlow(BODY_S)), status=408) from None
     try:
         body = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -7,11 +7,9 @@ cannot be scored. Rows of requests that arrive within a few milliseconds are sco
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 import os
-from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import trio
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from agentrl.servers.http_server import checked_key, has_key, listen, listening_socket, run_until_signalled, url_of
+from agentrl.servers.http_guard import BodyTooLong, BodyTooSlow, checked_key, denial
+from agentrl.servers.http_server import health, listen, listening, read_body, run_until_signalled, version
 from agentrl.servers.reward_rows import RewardOptions, RewardRow, RowScore, rows_of_request
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from agentrl.servers.reward_scorer import RewardScorer
 
 KEY_ENV = "AGENTRL_REWARD_API_KEY"
-BODY_S = 60.0
-"""Longest time for a request's body to arrive."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,32 +143,31 @@ class RewardServer:
         """The application."""
         return Starlette(
             routes=[
-                Route("/health", _health, methods=["GET"]),
+                Route("/health", health, methods=["GET"]),
                 Route("/info", self._told, methods=["GET"]),
                 Route("/score", self._scored, methods=["POST"]),
             ]
         )
 
     async def _told(self, request: Request) -> Response:
-        if not has_key(request, self._key):
-            return _no_key()
+        if denied := denial(request, self._key, KEY_ENV):
+            return _error(401, denied)
         counts = {"rows": self._gatherer.rows, "calls": self._gatherer.calls, "waiting": self._gatherer.waiting}
         return JSONResponse({**self._info, **counts})
 
     async def _scored(self, request: Request) -> Response:
-        if not has_key(request, self._key):
-            return _no_key()
+        if denied := denial(request, self._key, KEY_ENV):
+            return _error(401, denied)
         try:
-            with trio.fail_after(BODY_S):
-                body = await self._body(request)
-            if body is None:
-                return _error(413, f"the body is longer than {self._limits.body_mib} MiB; send fewer rows at once")
+            body = await read_body(request, self._limits.body_mib << 20)
             rows = rows_of_request(json.loads(body), self._limits.rows_a_request)
             scores = None
             with trio.move_on_after(self._limits.answer_s):
                 scores = await self._gatherer.score(rows)
-        except trio.TooSlowError:
-            return _error(408, f"the body did not arrive within {BODY_S:g} s")
+        except BodyTooLong:
+            return _error(413, f"the body is longer than {self._limits.body_mib} MiB; send fewer rows at once")
+        except BodyTooSlow as error:
+            return _error(408, str(error))
         except Busy as busy:
             return JSONResponse({"error": str(busy)}, 503, headers={"retry-after": "1"})
         except (ValueError, RecursionError) as error:  # no JSON, too
@@ -184,23 +180,6 @@ class RewardServer:
         if self._info["kind"] == "process":
             answer["steps"] = [list(score.steps) for score in scores]
         return JSONResponse(answer)
-
-    async def _body(self, request: Request) -> bytes | None:
-        body = bytearray()
-        async with aclosing(request.stream()) as chunks:
-            async for chunk in chunks:
-                body += chunk
-                if len(body) > self._limits.body_mib << 20:
-                    return None
-        return bytes(body)
-
-
-async def _health(request: Request) -> Response:
-    return PlainTextResponse("ok")
-
-
-def _no_key() -> Response:
-    return _error(401, f"this server asks for an API key; set {KEY_ENV} to the server's where the client runs")
 
 
 def _error(status: int, said: str) -> Response:
@@ -226,12 +205,11 @@ def serve(options: ServeOptions, *, say: Callable[[str], None]) -> None:
         say: is given one line as soon as the server answers.
     """
     key = checked_key(options.host, KEY_ENV, "have it compute for them", os.environ)
-    with listening_socket(options.host, options.port) as sock:
+    with listening(options.host, options.port) as (sock, url):
         from agentrl.servers.reward_scorer import RewardScorer
 
         scorer = RewardScorer(options.reward)
         told = "with the key in " + KEY_ENV if key else "without a key"
-        url = url_of(options.host, sock)
         line = (
             f"{options.reward.model} is served at {url}, {told}; in a run file: rewards: "
             f'["agentrl.rewards.reward_model:reward_server?url={url}"]'
@@ -256,17 +234,10 @@ async def run(scorer: RewardScorer, sock: socket.socket, *, key: str, limits: Se
         "max_length": scorer.max_length,
         "aggregate": scorer.options.aggregate if scorer.steps else None,
         "rows_a_request": limits.rows_a_request,
-        "agentrl": _version(),
+        "agentrl": version(),
     }
     server = RewardServer(gatherer, info, key=key, limits=limits)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(gatherer.run)
         await nursery.start(listen, server.app(), sock)
         on_ready()
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("agentrl")
-    except importlib.metadata.PackageNotFoundError:
-        return "from a checkout"

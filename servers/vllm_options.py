@@ -5,7 +5,6 @@ Pure functions of what they are given; `vllm_server` runs what they return.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from agentrl.errors import ConfigError
+from agentrl.servers.http_guard import checked_key
 from agentrl.servers.vllm_plugin import BACKEND
 from agentrl.servers.vllm_plugin.access import KEY
 
@@ -143,11 +143,7 @@ def resolve(options: ServerOptions, python: VllmPython, environ: Mapping[str, st
                 f"GPU {_listed(beyond)} is not there: this process sees {len(visible)} of them"
                 + (f", numbered 0 to {len(visible) - 1}" if visible else "; without any, use vLLM for the CPU (make setup-vllm)")
             )
-    if not is_loopback(options.host) and not api_key(options, environ):
-        raise ConfigError(
-            f"host {options.host} can be reached from other machines, and whoever reaches the server can replace its weights: "
-            f"set {options.api_key_env} to a secret here and where the run starts, or leave the host at 127.0.0.1"
-        )
+    checked_key(options.host, options.api_key_env, "replace its weights", environ)
     dtype = options.dtype if options.dtype != "auto" else "float32" if device == "cpu" else "bfloat16"
     model = str(Path(options.model).resolve()) if Path(options.model).is_dir() else options.model
     return replace(options, device=device, dtype=dtype, model=model)
@@ -218,14 +214,6 @@ def environment(options: ServerOptions, environ: Mapping[str, str], *, cores: in
 def api_key(options: ServerOptions, environ: Mapping[str, str]) -> str:
     """The key that the server asks for; empty where it asks for none."""
     return environ.get(options.api_key_env, "")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that listens there."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def url(options: ServerOptions, name: str) -> str:

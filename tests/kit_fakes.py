@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 
 import trio
@@ -14,7 +15,12 @@ from agentrl.env_kit.probe import Probe, Question
 from agentrl.env_kit.stage import Stage
 from agentrl.records import Task
 
-ZOO = str(Path(__file__).parent / "env_kit" / "zoo.py")
+ZOO = {
+    found: str(file)
+    for file in (Path(__file__).parent / "env_kit" / "zoo").glob("*.py")
+    for found in re.findall(r"^(?:class|def) (\w+)", file.read_text(), re.MULTILINE)
+}
+"""The file of each environment of the zoo, by its name."""
 
 
 def facts_of(name, tmp_path, *, num_tasks=4, imports=()):
@@ -27,7 +33,7 @@ def facts_of(name, tmp_path, *, num_tasks=4, imports=()):
 
 def spec_of(name):
     """The spec of an environment of the zoo."""
-    return name if ":" in name else f"{ZOO}:{name}"
+    return name if ":" in name else f"{ZOO[name]}:{name}"
 
 
 def checked(check, name, tmp_path, *, processes=0, timeout_s=20.0, num_tasks=4, policies=(), seed=0):

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from agentrl.errors import AgentRLError, EnvironmentFailure, RequestRefused
-from agentrl.rollout.history import check_conversation, check_tools, for_template, keys_of, likeness
+from agentrl.rollout.history import Digests, check_conversation, check_tools, for_template, likeness
 from agentrl.rollout.messages import Sample, Sampled
 from agentrl.rollout.render import off_loop
 from agentrl.rollout.toolcalls import AssistantTurn, ToolCall, call_id, read_turn
@@ -48,6 +48,7 @@ class Conversations:
         self._counters = counters
         self._asked = 0
         self._ends: dict[bytes, list[int]] = {}
+        self._digests: dict[int, Digests] = {}
         self._texts: dict[tuple[str, str], int] = {}
         self._said: dict[int, Message] = {}
         self._starts: dict[int, str | list[Message]] = {}
@@ -128,7 +129,8 @@ class Conversations:
     def _known(self, request: Sample, messages: list[Message], *, trained: bool) -> tuple[int, list[Message]]:
         """The turn that ends the longest known start of a conversation, and the messages behind it."""
         parent, rest = ROOT, messages
-        for index, key in enumerate(keys_of(request.policy, request.tools, messages)):
+        digests = self._digests[request.number] = Digests(request.policy, request.tools, messages)
+        for index, key in enumerate(digests.keys):
             if key in self._ends:
                 parent, rest = self._likeliest(self._ends[key], messages[index], trained=trained), messages[index + 1 :]
         return parent, rest
@@ -181,8 +183,7 @@ class Conversations:
             messages = [{"role": "user", "content": request.prompt}, message]
         else:
             messages = [*request.prompt, message]
-            *_, key = keys_of(request.policy, request.tools, messages)
-            self._ends.setdefault(key, []).append(turn)
+            self._ends.setdefault(self._digests.pop(request.number).added(message), []).append(turn)
             self._said[turn] = message
         start = self._starts.setdefault(self._tree.root(turn), request.prompt)
         own = self._tree.turns[turn].trained

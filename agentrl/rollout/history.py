@@ -82,14 +82,24 @@ def for_template(message: Message) -> Message:
     return plain
 
 
-def keys_of(policy: str, tools: Sequence[Any], messages: Sequence[Message]) -> list[bytes]:
-    """A digest of the conversation up to each message, of what a client that keeps a history sends back unchanged."""
-    digest = hashlib.blake2b(msgspec.msgpack.encode([policy, tools]), digest_size=16)
-    keys = []
-    for message in messages:
-        digest.update(msgspec.msgpack.encode(_essence(message)))
-        keys.append(digest.digest())
-    return keys
+class Digests:
+    """Digests of a conversation up to each message, of what a client that keeps a history sends back unchanged.
+
+    Args:
+        policy: who is asked.
+        tools: that are shown.
+        messages: so far.
+    """
+
+    def __init__(self, policy: str, tools: Sequence[Any], messages: Sequence[Message]) -> None:
+        self._digest = hashlib.blake2b(msgspec.msgpack.encode([policy, tools]), digest_size=16)
+        self.keys = [self.added(message) for message in messages]
+        """One a message."""
+
+    def added(self, message: Message) -> bytes:
+        """The digest with one more message."""
+        self._digest.update(msgspec.msgpack.encode(_essence(message)))
+        return self._digest.digest()
 
 
 def likeness(one: Message, other: Message) -> tuple[bool, bool]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from agentrl.environment import SCRATCH
 from agentrl.errors import WorkerDied
 from agentrl.rollout.envsession import EnvSession, Timeouts, alone
 from agentrl.rollout.envworker import EnvironmentTimeout, EnvWorker, SetupDied
@@ -64,6 +65,7 @@ class EnvPool:
         self._timeouts = timeouts or Timeouts.of(config)
         self._logs = logs
         self._launch = launch or self._launch_local
+        self._scratch: Path | None = None
         self._sessions = itertools.count(1)
         self._ready: list[EnvWorker] = []
         self._alive: set[EnvWorker] = set()
@@ -106,7 +108,8 @@ class EnvPool:
     async def _running(self) -> AsyncIterator[None]:
         with ExitStack() as stack:
             if self._launch == self._launch_local:
-                self._logs = self._logs or stack.enter_context(ScratchFolder("agentrl-env-"))
+                self._scratch = stack.enter_context(ScratchFolder("agentrl-env-"))
+                self._logs = self._logs or self._scratch
             try:
                 async with trio.open_nursery() as self._nursery:
                     for slot in range(self._size):
@@ -184,4 +187,5 @@ class EnvPool:
 
     def _launch_local(self, slot: int) -> LocalHost:
         assert self._logs is not None
-        return LocalHost(f"environment worker {slot}", self._logs / f"env-{os.getpid()}-{slot}.log")
+        log = self._logs / f"env-{os.getpid()}-{slot}.log"
+        return LocalHost(f"environment worker {slot}", log, environment={SCRATCH: str(self._scratch)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from agentrl.rewards.extract import END_THINK, THINK, answer_text
+from agentrl.rewards.extract import answer_text, spoken_text
 
 Extraction = Literal["auto", "tags", "text"]
 """`tags`: the last `<answer>...</answer>`; `auto`: that, else the last box, `####` line, "answer is" or line; `text`: all of it."""
@@ -14,8 +14,8 @@ _OPENS, _CLOSES = "<answer>", "</answer>"
 
 def found_answer(text: str, extract: Extraction) -> str | None:
     """The answer in a text, without its thinking; None where there is none, or only white space."""
-    spoken = text.rpartition(END_THINK)[2]
-    if THINK in spoken:
+    spoken = spoken_text(text)
+    if spoken is None:
         return None
     if extract == "text":
         return spoken.strip() or None

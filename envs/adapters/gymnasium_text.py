@@ -11,6 +11,7 @@ from agentrl.envs.adapters.answers import found_answer
 from agentrl.envs.adapters.gymnasium_describe import best_actions, observed
 from agentrl.envs.adapters.gymnasium_make import Game, facts_of, guarded
 from agentrl.envs.adapters.seeds import Seeds
+from agentrl.envs.golden_calls import golden_call
 from agentrl.errors import ConfigError, EnvironmentFailure
 from agentrl.llm import Message
 from agentrl.records import Score, Task
@@ -148,8 +149,7 @@ class GymnasiumText(Environment):
         if actions is None:
             return None
         names = [self._facts.names[action - self._facts.start] for action in actions]
-        call = '<tool_call>{{"name": "act", "arguments": {{"action": "{}"}}}}</tool_call>'
-        return [call.format(name) for name in names] if self._tools else names
+        return [golden_call("act", action=name) for name in names] if self._tools else names
 
     def close(self) -> None:
         """Close the environment."""

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agentrl.environment import Environment, Episode, FunctionTool, Split
-from agentrl.envs.adapters.openenv_socket import LOOPBACK, ActionRefused, OpenEnvSession
+from agentrl.envs.adapters.openenv_socket import ActionRefused, OpenEnvSession
+from agentrl.envs.dataset import read_rows
 from agentrl.errors import ConfigError, EnvironmentFailure
 from agentrl.records import Score, Task
+from agentrl.servers.http_guard import is_loopback
 
 ANSWER = "{answer}"
 """What an action template has where the model's text goes."""
@@ -198,7 +200,7 @@ def action_schema(url: str, headers: tuple[tuple[str, str], ...] = ()) -> dict[s
     import httpx
 
     try:
-        trusted = httpx.URL(url).host not in LOOPBACK  # proxies of the environment are not for this machine's own servers
+        trusted = not is_loopback(httpx.URL(url).host)  # proxies of the environment are not for this machine's own servers
         answer = httpx.get(f"{url}/schema", headers=dict(headers), timeout=SCHEMA_S, trust_env=trusted)
         schema = answer.raise_for_status().json()["action"]
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
@@ -274,19 +276,9 @@ def _seeded(seeds: range) -> list[dict[str, Any]]:
 
 @lru_cache
 def _rows(path: str) -> list[dict[str, Any]]:
-    """Rows of a file, read once a process. Raises `ConfigError` naming the line."""
-    rows: list[dict[str, Any]] = []
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"openenv: cannot read the tasks {path}: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line) if line.strip() else {"reset": {}}
-        except ValueError as error:
-            raise ConfigError(f"{path}, line {number}: not JSON ({error})") from None
-        if not isinstance(row, dict) or not isinstance(row.get("reset", {}), dict):
-            raise ConfigError(f"{path}, line {number}: a task is an object whose `reset` is an object, got {line[:80]!r}")
-        if line.strip():
-            rows.append(row)
+    """Rows of a file, read once a process. Raises `ConfigError` naming the line or row."""
+    rows = read_rows(Path(path), needs=(), called="the tasks")
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row.get("reset", {}), dict):
+            raise ConfigError(f"{path}, row {number}: the `reset` of a task is an object, got {row['reset']!r:.80}")
     return rows

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from agentrl.errors import ConfigError, EnvironmentFailure
+from agentrl.servers.http_guard import is_loopback
 
 MOST_MESSAGE_BYTES = 16 * 2**20
 CONNECT_S = 10.0
@@ -23,7 +24,6 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 5.0
 """Between attempts to get a slot of a server that is full or starting; each is twice the one before."""
 PING_S = 20.0
 """Keeps tunnels open; only calls have deadlines."""
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class ActionRefused(ValueError):
@@ -105,7 +105,7 @@ class OpenEnvSession:
                 ping_timeout=None,
                 max_size=MOST_MESSAGE_BYTES,
                 additional_headers=self._headers,
-                proxy=None if target.hostname in LOOPBACK else True,
+                proxy=None if is_loopback(target.hostname or "") else True,
             )
             self._socket = self._stack.enter_context(opening)
         except InvalidURI as error:

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.environment import Split
+from agentrl.envs.dataset import split_rows
 from agentrl.errors import ConfigError, EnvironmentFailure
 from agentrl.records import Task
 
-EVAL_SHARE = 20
-"""Without an `eval_config`, every so-many-th task is held out for evaluation."""
 CURE = (
     "pip install 'verifiers==0.4.*'; where its pins clash with others, give it a Python of its own (make setup-adapters makes one), serve "
     "the environment from there with `agentrl serve-env verifiers:NAME`, and train on the URL"
@@ -52,10 +51,7 @@ class Loaded:
         rows = self._rows_of(self.taskset)
         if self.eval_config is not None:
             return {"train": rows, "eval": self._rows_of(self.eval_taskset)}
-        if len(rows) < EVAL_SHARE:
-            return {"train": rows, "eval": ()}
-        held_out = [row for index, row in enumerate(rows) if index % EVAL_SHARE == 0]
-        return {"train": [row for index, row in enumerate(rows) if index % EVAL_SHARE], "eval": held_out}
+        return {"train": split_rows(rows, "train"), "eval": split_rows(rows, "eval")}
 
     def task_of(self, task: Task) -> Any:
         """The verifiers task of a row. Raises `EnvironmentFailure` where the row is none of this taskset's."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from quickstart_seeds import ROOT, agentrl
 
 sys.path.append(str(ROOT / "examples"))
 
-from paired_gain import paired_gain
+from paired_gain import summary
 
 QUICKSTART = ROOT / "examples" / "quickstart.yaml"
 RUN_FILES = ROOT / "examples" / "objectives"
@@ -36,26 +35,13 @@ def evaluate(model: str) -> dict[str, float]:
     return dict(result["task_means"])
 
 
-def gain(before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
-    """The gain with its 95% interval, as the benchmark prints it."""
-    count, mean, half = paired_gain(before, after)
-    return {
-        "tasks": count,
-        "before": round(statistics.mean(before.values()), 3),
-        "after": round(statistics.mean(after.values()), 3),
-        "gain": round(mean, 3),
-        "low": round(mean - half, 3),
-        "high": round(mean + half, 3),
-    }
-
-
 def run(folder: Path, name: str, seed: int, before: dict[str, float], *changes: str) -> dict[str, float]:
     """Train by one objective and measure what it gained."""
     started = time.perf_counter()
     sets = [part for change in (f"seed={seed}", *changes) for part in ("--set", change)]
     agentrl("train", str(RUN_FILES / f"{name}.yaml"), "--output", str(folder), *sets)
     seconds = round(time.perf_counter() - started, 1)
-    return gain(before, evaluate(str(folder / "model"))) | {"train_s": seconds}
+    return summary(before, evaluate(str(folder / "model"))) | {"train_s": seconds}
 
 
 def main() -> None:

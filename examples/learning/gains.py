@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 
-from paired_gain import paired_gain
+from paired_gain import summary
 
 HERE = Path(__file__).resolve().parent
 NAMES = ("lookup", "code", "reasoning", "nim")
@@ -54,18 +53,7 @@ def measure(name: str, folder: Path, small: str, seed: int, *changes: str) -> di
     agentrl("train", f"{name}.yaml", "--output", str(folder), *sets)
     seconds = time.perf_counter() - started
     after = evaluate(name, str(folder / "model"), small)
-    count, mean, half = paired_gain(before, after)
-    return {
-        "environment": name,
-        "seed": seed,
-        "tasks": count,
-        "before": round(statistics.mean(before.values()), 3),
-        "after": round(statistics.mean(after.values()), 3),
-        "gain": round(mean, 3),
-        "low": round(mean - half, 3),
-        "high": round(mean + half, 3),
-        "train_s": round(seconds, 1),
-    }
+    return {"environment": name, "seed": seed, **summary(before, after), "train_s": round(seconds, 1)}
 
 
 def main() -> None:

@@ -81,7 +81,7 @@ class _Candidate:
 
     def _load(self) -> Any:
         if "files" in self._job:
-            _write_files(self._job["files"])
+            write_files(PROJECT, self._job["files"])
             sys.path.insert(0, PROJECT)
             return ["value", None, []]
         module = types.ModuleType(MODULE)
@@ -161,9 +161,10 @@ def _text_of(error: BaseException) -> str:
         return ""
 
 
-def _write_files(files: dict[str, str]) -> None:
+def write_files(folder: str, files: dict[str, str]) -> None:
+    """Write files into a folder: text by path."""
     for path, text in files.items():
-        full = os.path.join(PROJECT, path)
+        full = os.path.join(folder, path)
         os.makedirs(os.path.dirname(full), exist_ok=True)
         with open(full, "w", encoding="utf-8", newline="") as file:
             file.write(text)

@@ -12,7 +12,7 @@ import marshal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from agentrl.rewards.unit_tests.plan import BadTests, free_names, modules_meant, num_cases, plan_of
+from agentrl.rewards.unit_tests.plan import BadTests, called_name, free_names, modules_meant, num_cases, plan_of
 from agentrl.rewards.unit_tests.tester import COUNT
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ class _CountAssertions(ast.NodeTransformer):
 
     def visit_Expr(self, node: ast.Expr) -> ast.stmt | list[ast.stmt]:
         """Helpers named `assert...` count as well."""
-        called = node.value.func if isinstance(node.value, ast.Call) else None
-        name = called.id if isinstance(called, ast.Name) else called.attr if isinstance(called, ast.Attribute) else ""
+        name = called_name(node.value) if isinstance(node.value, ast.Call) else ""
         return [_count_at(node), node] if name.startswith("assert") else node
 
 

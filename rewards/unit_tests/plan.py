@@ -135,7 +135,7 @@ def _kind(node: ast.stmt, defined: set[str], *, bare: bool) -> Literal["prepare"
         if isinstance(node.value, ast.Constant):  # a docstring
             return "prepare"
         if isinstance(node.value, ast.Call):
-            name = _called(node.value)
+            name = called_name(node.value)
             if name in defined or name.startswith("assert"):
                 return "run"
             return "true" if bare else "prepare"
@@ -143,14 +143,15 @@ def _kind(node: ast.stmt, defined: set[str], *, bare: bool) -> Literal["prepare"
     return "run" if any(isinstance(inner, ast.Assert) for inner in ast.walk(node)) else "prepare"
 
 
-def _called(call: ast.Call) -> str:
+def called_name(call: ast.Call) -> str:
+    """The name, or the attribute, that is called; empty where it has none."""
     if isinstance(call.func, ast.Attribute):
         return call.func.attr
     return call.func.id if isinstance(call.func, ast.Name) else ""
 
 
 def _uncalled_tests(trees: Sequence[ast.Module]) -> Iterator[ast.stmt]:
-    called = {_called(node) for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    called = {called_name(node) for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)}
     for tree in trees:
         for node in tree.body:
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_") and node.name not in called and not _parameters(node):

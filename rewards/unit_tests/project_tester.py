@@ -14,6 +14,7 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from agentrl.rewards.unit_tests.candidate import write_files
 from agentrl.rewards.unit_tests.remote import Answers, CandidateObject, NotFound, Unsendable
 from agentrl.rewards.unit_tests.values import read_job
 
@@ -44,7 +45,8 @@ def main(job: int, verdicts: int, requests: int, answers: int) -> None:
     except BaseException as error:  # whatever the candidate raised
         report(candidate=f"the candidate does not load: {type(error).__name__}: {error}"[:MOST_REASON_CHARS])
         os._exit(0)
-    _write_files(told["files"])
+    os.makedirs(PROJECT, exist_ok=True)
+    write_files(PROJECT, told["files"])
     sys.meta_path.insert(0, finder)
     _run_pytest(finder, channel, report)
     os._exit(0)
@@ -183,12 +185,3 @@ def _is_known(name: str) -> bool:
 def _last_line(report: Any) -> str:
     crash = getattr(report.longrepr, "reprcrash", None)
     return str(crash.message if crash is not None else report.longrepr)[:MOST_REASON_CHARS]
-
-
-def _write_files(files: dict[str, str]) -> None:
-    os.makedirs(PROJECT, exist_ok=True)
-    for path, text in files.items():
-        full = os.path.join(PROJECT, path)
-        os.makedirs(os.path.dirname(full), exist_ok=True)
-        with open(full, "w", encoding="utf-8", newline="") as file:
-            file.write(text)

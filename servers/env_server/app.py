@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import re
-from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
-import trio
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -18,7 +15,8 @@ from agentrl.environment import Split
 from agentrl.errors import AgentRLError, ConfigError
 from agentrl.servers.env_server import protocol
 from agentrl.servers.env_server.refusals import Full, OtherEnvironment, Refusal, TooLarge, Unauthorized
-from agentrl.servers.http_server import has_key
+from agentrl.servers.http_guard import BodyTooLong, BodyTooSlow, denial
+from agentrl.servers.http_server import health, read_body, version
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-BODY_S = 60.0
-"""Longest time for a request's body to arrive."""
 MOST_DIGITS = 18
 """Of the number of a row."""
 JSON = "application/json"
@@ -66,7 +62,7 @@ class EnvServer:
         """The application."""
         return Starlette(
             routes=[
-                Route("/health", _health, methods=["GET"]),
+                Route("/health", health, methods=["GET"]),
                 Route("/info", self._guarded(self._info), methods=["GET"]),
                 Route("/tasks/{split}", self._guarded(self._length), methods=["GET"]),
                 Route("/tasks/{split}/{start}", self._guarded(self._rows), methods=["GET"]),
@@ -82,7 +78,8 @@ class EnvServer:
 
         async def guarded(request: Request) -> Response:
             try:
-                self._check_key(request)
+                if denied := denial(request, self._key, protocol.KEY_VARIABLE):
+                    raise Unauthorized(denied)
                 _check_version(request)
                 return await endpoint(request)
             except Refusal as refusal:
@@ -99,19 +96,12 @@ class EnvServer:
 
         return guarded
 
-    def _check_key(self, request: Request) -> None:
-        if not has_key(request, self._key):
-            got = "a wrong key" if "authorization" in request.headers else "no key"
-            raise Unauthorized(
-                f"this server asks for an API key and got {got}; set {protocol.KEY_VARIABLE} to the server's where the run starts"
-            )
-
     async def _info(self, request: Request) -> Response:
         sessions = self._sessions
         return _said(
             protocol.Info(
                 spec=self._spec,
-                agentrl=_version(),
+                agentrl=version(),
                 plays=self._splits.plays,
                 compares=self._splits.compares,
                 call_s=self._timeouts.call_s,
@@ -157,30 +147,23 @@ class EnvServer:
 
     async def _read(self, request: Request, kind: type[T]) -> tuple[T, bytes]:
         """The body, and a digest of it. Raises `Refusal` for one that is too large, too slow, or no JSON of its kind."""
-        body = bytearray()
-        with trio.move_on_after(BODY_S) as scope:
-            async with aclosing(request.stream()) as chunks:
-                async for chunk in chunks:
-                    body += chunk
-                    if len(body) > self._most_bytes:
-                        raise TooLarge(f"a request may hold {self._most_bytes} bytes, and this one is longer")
-        if scope.cancelled_caught:
-            raise Refusal(f"the request did not arrive within {BODY_S:g} s")
+        try:
+            body = await read_body(request, self._most_bytes)
+        except BodyTooLong as error:
+            raise TooLarge(str(error)) from None
+        except BodyTooSlow as error:
+            raise Refusal(str(error)) from None
         try:
             return protocol.decode(bytes(body), kind), hashlib.blake2b(body, digest_size=16).digest()
         except ValueError as error:
             raise Refusal(f"the request is no {kind.__name__}: {error}") from None
 
 
-async def _health(request: Request) -> Response:
-    return Response("ok", media_type="text/plain")
-
-
 def _check_version(request: Request) -> None:
     spoken = request.headers.get(protocol.VERSION_HEADER, "none")
     if spoken != str(protocol.PROTOCOL):
         raise Refusal(
-            f"the client speaks version {spoken:.20} of the protocol and this server version {protocol.PROTOCOL} (agentrl {_version()}): "
+            f"the client speaks version {spoken:.20} of the protocol and this server version {protocol.PROTOCOL} (agentrl {version()}): "
             "install the same agentrl on both"
         )
 
@@ -215,10 +198,3 @@ def _answered(session: str, number: int, body: bytes | None) -> Response:
 
 def _said(message: object, status: int = 200) -> Response:
     return Response(protocol.encode(message), status, media_type=JSON)
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("agentrl")
-    except importlib.metadata.PackageNotFoundError:
-        return "from a checkout"

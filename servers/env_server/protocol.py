@@ -12,9 +12,9 @@
 The requests of a session are numbered, opening it is number 0, and an answer repeats session and number. A request that is sent again,
 because its answer was lost or was slow, is answered again and not done again; while it is being done the answer is 202. Only the newest
 request can be repeated, and the next one is taken only once it has been answered. A refusal is an `Error` with the status 400 (not of
-this protocol), 401 (the key), 404 (no such session: another server, or one that was restarted), 409 (the number is not the next one, or the
-server serves another environment), 410 (the session is over), 413 (too large), 422 (the environment has no such rows), 500 (its process
-died) or 503 (no place is free; `Retry-After` says when to ask again).
+this protocol), 401 (the key, or without one a Host that is not this machine's), 404 (no such session: another server, or one that was
+restarted), 409 (the number is not the next one, or the server serves another environment), 410 (the session is over), 413 (too large), 422
+(the environment has no such rows), 500 (its process died) or 503 (no place is free; `Retry-After` says when to ask again).
 """
 
 from __future__ import annotations

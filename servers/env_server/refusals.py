@@ -36,7 +36,7 @@ class Full(Refusal):
 
 
 class Unauthorized(Refusal):
-    """The key is missing or wrong."""
+    """The key is missing or wrong, or there is none and the Host is not this machine's."""
 
     status = 401
 

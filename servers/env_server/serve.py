@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +18,8 @@ from agentrl.servers.env_server.app import EnvServer
 from agentrl.servers.env_server.protocol import KEY_VARIABLE
 from agentrl.servers.env_server.sessions import Limits, Sessions
 from agentrl.servers.env_server.splits import Splits
-from agentrl.servers.http_server import checked_key, listen, listening_socket, run_until_signalled, url_of
+from agentrl.servers.http_guard import checked_key
+from agentrl.servers.http_server import listen, listening, run_until_signalled
 
 if TYPE_CHECKING:
     import socket
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from agentrl.environment import Split
     from agentrl.servers.env_server.answers import Pool
 
-MOST_FILES = 16_384
-"""Open at once: two for each connection, and some."""
 MOST_OUTPUT_CHARS = 1 << 20
 """Of a tool's result; the limit of a run, at the client, is far below it."""
 
@@ -71,9 +68,7 @@ def serve(options: Options, *, say: Callable[[str], None]) -> None:
         say: is given one line as soon as the server answers.
     """
     key = checked_key(options.host, KEY_VARIABLE, "read the tasks with their answers and run the environment's tools", os.environ)
-    with listening_socket(options.host, options.port) as sock:
-        allow_connections()
-        url = url_of(options.host, sock)
+    with listening(options.host, options.port) as (sock, url):
         run_until_signalled(partial(run, options, key, sock, lambda splits: say(ready_line(options, url, splits, with_key=bool(key)))))
 
 
@@ -94,15 +89,6 @@ def options_from_flags(
     timeouts = {f"{name}_s": flags.pop(name) for name in ("tool_timeout", "score_timeout")}
     sizes: dict[str, Any] = {} if workers is None else {"workers": workers}
     return Options(imports=tuple(imports or ()), limits=limits, most_body_mib=max_body_mib, **timeouts, **sizes, **flags)
-
-
-def allow_connections() -> None:
-    """Raise this process's limit of open files, which counts connections too, where it may."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(ValueError, OSError):  # macOS refuses more than a limit of the kernel's own
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def ready_line(options: Options, url: str, splits: str, *, with_key: bool) -> str:

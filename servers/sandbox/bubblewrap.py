@@ -57,7 +57,7 @@ class Bubblewrap:
     """Starts programs that share one folder, each in a sandbox of its own.
 
     Args:
-        folder: is at `/work`.
+        folder: is at `INSIDE`.
         user: as whom they run; None for this process's own user, which cannot be root.
         packages: of Python, that they can import.
     """

@@ -11,7 +11,7 @@ import httpx
 import msgspec
 
 from agentrl.errors import ConfigError
-from agentrl.servers.http_server import is_loopback
+from agentrl.servers.http_guard import is_loopback
 from agentrl.servers.sandbox import protocol
 from agentrl.servers.sandbox.limits import Limits, Outcome, SandboxFileError, SandboxUnavailable, Turn
 

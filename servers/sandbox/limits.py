@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Status = Literal["exited", "signalled", "timeout", "cpu", "memory", "output"]
 """How a program ended: by itself, by a signal, or by the limit that it broke (`output` also stands for the disk)."""
 
-INSIDE = "/work"
+INSIDE = "/sandbox"
 """Where a program finds its sandbox's own folder, and where it starts."""
 
 

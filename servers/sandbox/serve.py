@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from agentrl.errors import ConfigError
-from agentrl.servers.http_server import checked_key, listen, listening_socket, run_until_signalled, url_of
+from agentrl.servers.http_guard import checked_key
+from agentrl.servers.http_server import listen, listening, run_until_signalled
 from agentrl.servers.sandbox.opening import KINDS, open_sandbox
 from agentrl.servers.sandbox.protocol import KEY_VARIABLE
 from agentrl.servers.sandbox.service import Service
@@ -51,8 +52,7 @@ def serve(options: Options, *, say: Callable[[str], None]) -> None:
         raise ConfigError(f"unsafe-subprocess lets whoever reaches the server do what you may do: set {KEY_VARIABLE}, on this machine too")
     with open_sandbox(options.kind) as trial:
         trial.run(["true"])  # a machine that has no sandboxes says so now
-    with listening_socket(options.host, options.port) as sock:
-        url = url_of(options.host, sock)
+    with listening(options.host, options.port) as (sock, url):
         with_key = f", with {KEY_VARIABLE} set to the key" if key else ""
         line = f'{options.kind} sandboxes are served at {url}: open_sandbox("{url}"){with_key}'
         run_until_signalled(functools.partial(run, options, key, sock, lambda: say(line)))

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 import trio
 from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Route
 
 from agentrl.errors import ConfigError
-from agentrl.servers.http_server import has_key, is_loopback
+from agentrl.servers.http_guard import BodyTooLong, BodyTooSlow, denial
+from agentrl.servers.http_server import health, read_body
 from agentrl.servers.sandbox import protocol
 from agentrl.servers.sandbox.limits import Limits, SandboxFileError, SandboxUnavailable
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from agentrl.servers.sandbox.view import Packages
 
 T = TypeVar("T")
+BODY_S = 240.0
+"""Longest time for a request's body to arrive; it may hold four times what those of other servers do."""
 MOST_ANSWERS = 4
 """Kept for repetition, a sandbox; a client repeats only its last."""
 MOST_SESSIONS = 8
@@ -125,7 +129,7 @@ class Service:
         """The server as an ASGI application."""
         return Starlette(
             routes=[
-                Route("/health", self._health),
+                Route("/health", health),
                 Route("/sandboxes", self._guarded(self._open), methods=["POST"]),
                 Route("/sandboxes/{id}", self._guarded(self._ask), methods=["POST"]),
                 Route("/sandboxes/{id}", self._guarded(self._delete), methods=["DELETE"]),
@@ -141,22 +145,19 @@ class Service:
 
     def _guarded(self, handle: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         async def checked(request: Request) -> Response:
-            if not has_key(request, self._key):
-                return _refusal(protocol.FORBIDDEN, f"the key is wrong or missing; set {protocol.KEY_VARIABLE} to the server's").response()
-            # without a key, a page in a browser on this machine could ask too: it cannot send this type, nor hide its own name
+            if denied := denial(request, self._key, protocol.KEY_VARIABLE):
+                return _refusal(protocol.FORBIDDEN, denied).response()
+            # without a key, a page in a browser on this machine could ask too: it cannot send this type
             if request.headers.get("content-type") != protocol.CONTENT_TYPE:
                 return _refusal(protocol.SENSELESS, f"the content type must be {protocol.CONTENT_TYPE}").response()
-            if not self._key and not is_loopback(request.url.hostname or ""):
-                return _refusal(protocol.FORBIDDEN, "without a key this server must be called localhost").response()
             try:
                 return await handle(request)
             except _Refused as refused:
                 return refused.reply.response()
+            except ClientDisconnect:
+                return Response(status_code=400)  # which nobody reads
 
         return checked
-
-    async def _health(self, request: Request) -> Response:
-        return Response(b"ok")
 
     async def _open(self, request: Request) -> Response:
         wanted = await _decoded(request, _OPEN)
@@ -250,11 +251,11 @@ class Service:
 
 
 class _Refused(Exception):
-    """A request that makes no sense."""
+    """A request that makes no sense, or did not arrive."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, status: int = protocol.SENSELESS) -> None:
         super().__init__(text)
-        self.reply = _refusal(protocol.SENSELESS, text)
+        self.reply = _refusal(status, text)
 
 
 _OPEN: msgspec.msgpack.Decoder[protocol.Open] = msgspec.msgpack.Decoder(protocol.Open)
@@ -262,11 +263,12 @@ _ASK: msgspec.msgpack.Decoder[protocol.AnyAsk] = msgspec.msgpack.Decoder(protoco
 
 
 async def _decoded(request: Request, decoder: msgspec.msgpack.Decoder[T]) -> T:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > protocol.MOST_BODY_BYTES:
-            raise _Refused(f"a request may hold {protocol.MOST_BODY_BYTES} bytes at most")
+    try:
+        body = await read_body(request, protocol.MOST_BODY_BYTES, BODY_S)
+    except BodyTooLong as error:
+        raise _Refused(str(error)) from None
+    except BodyTooSlow as error:
+        raise _Refused(str(error), protocol.LATER) from None
     try:
         return decoder.decode(body)
     except (ValueError, RecursionError) as error:  # msgspec's own are values

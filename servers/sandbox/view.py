@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import agentrl
 from agentrl.errors import ConfigError
+from agentrl.servers.sandbox.limits import INSIDE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +28,9 @@ PROGRAMS = "/opt/agentrl/bin"
 USER = 1000
 """Of every program in a sandbox, as it sees itself."""
 FILES = {
-    "passwd": f"root:x:0:0:root:/root:/bin/sh\nsandbox:x:{USER}:{USER}:sandbox:/work:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    "passwd": "root:x:0:0:root:/root:/bin/sh\n"
+    f"sandbox:x:{USER}:{USER}:sandbox:{INSIDE}:/bin/sh\n"
+    "nobody:x:65534:65534:nobody:/:/bin/false\n",
     "group": f"root:x:0:\nsandbox:x:{USER}:\nnogroup:x:65534:\n",
     "hosts": "127.0.0.1 localhost\n::1 localhost\n",
 }

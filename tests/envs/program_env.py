@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from typing import Any
 
 from agentrl.envs.agent_program import AgentProgram
@@ -67,3 +68,11 @@ class Leaving(Program):
     def score(self, episode: Any) -> Any:
         os.kill(int(self.output.split()[0]), signal.SIGKILL)
         return {"said": float(len(self.output))}
+
+
+class Blocking(Program):
+    """Uses its folder, and then does not even let itself be cancelled."""
+
+    async def agent(self, task: Any, endpoint: Any) -> None:
+        (self.folder / "kept.txt").write_text("x")
+        threading.Event().wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,11 @@ def test_a_program_that_leaves_processes_with_its_output_behind_has_ended():
     assert (rollout.ending, rollout.reason) == ("complete", "")
     assert rollout.score.value == MOST_OUTPUT_BYTES
     assert rollout.counters["time/episode_s"] < 30
+
+
+@pytest.mark.slow
+def test_the_folder_of_a_program_is_gone_even_where_its_worker_was_killed(monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    play("Blocking", "hello", rollout=RolloutConfig(env_workers=1, episode_timeout_s=2))
+    assert not list(tmp_path.iterdir())

@@ -8,6 +8,8 @@ import pytest
 from agentrl import registry
 from agentrl.config import RunConfig
 from agentrl.environment import Episode
+from agentrl.envs.dataset import split_rows
+from agentrl.envs.shell_tasks import ShellTasks
 from agentrl.errors import ConfigError
 from agentrl.records import Task
 from agentrl.session import environment_spec
@@ -93,6 +95,14 @@ def test_every_20th_row_is_held_out(run):
     assert [row["prompt"] for row in environment.tasks("eval")] == ["say 0", "say 20", "say 40"]
     assert len(environment.tasks("train")) == 38
     assert len(load(run(num_rows=19, judge="short")).tasks("train")) == 19
+
+
+def test_few_rows_are_all_trained_on(tmp_path):
+    assert (split_rows(range(19), "train"), split_rows(range(19), "eval")) == (list(range(19)), [])
+    assert (len(split_rows(range(20), "train")), split_rows(range(20), "eval")) == (19, [0])
+    row = {"prompt": "Make a file.", "files": {}, "expected": {"a.txt": "a"}}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    assert [ShellTasks(path=str(tmp_path / "rows.jsonl")).tasks(split) for split in ("train", "eval")] == [[row], []]
 
 
 def test_what_is_no_function_is_refused_by_its_kind(run):

@@ -62,6 +62,8 @@ def game(say, heaps=(3, 4, 5), first=True, opponent="policy"):
         ("take 2 3", None),
         ("2 3 4", None),
         ("", None),
+        ("<think>perhaps \\boxed{1 1}", None),
+        ("\\boxed{1 1}, no: \\boxed{2 3}", (1, 3)),
     ],
 )
 def test_an_answer_is_a_move_or_none(text, move):

@@ -106,8 +106,9 @@ def test_python_helps_with_a_sum():
     assert play(PYTHON, rows[0], "\\boxed{-1}").score.value == 0.0
 
 
-def test_python_has_no_network_and_sees_nothing_of_the_host():
-    looking = "import os, socket\nprint(os.path.exists('/root/.bashrc'), sorted(k for k in os.environ if 'KEY' in k))\n"
+def test_python_has_no_network_and_sees_nothing_of_the_host(tmp_path):
+    (tmp_path / "private").write_text("private")
+    looking = f"import os, socket\nprint(os.path.exists('{tmp_path}/private'), sorted(k for k in os.environ if 'KEY' in k))\n"
     code = looking + "socket.create_connection(('1.1.1.1', 80), 2)"
     rollout = play(PYTHON, dict(PythonMath().tasks("eval")[0]), call("run_python", code=code), "\\boxed{0}")
     assert results(rollout)[0].startswith("False []")

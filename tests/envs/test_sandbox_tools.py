@@ -47,7 +47,7 @@ def test_what_goes_wrong_is_text_for_the_model(tools):
 def test_files_are_written_read_listed_and_edited(tools):
     assert tools.list_files() == "(empty)"
     assert tools.write_file("a/b.py", "x = 1\ny = 1\n") == "wrote 12 bytes to a/b.py"
-    assert tools.read_file("/work/a/b.py") == "x = 1\ny = 1\n"
+    assert tools.read_file("/sandbox/a/b.py") == "x = 1\ny = 1\n"
     assert tools.list_files() == "a/\na/b.py"
     assert tools.edit_file("a/b.py", "y = 1", "y = 2") == "wrote 12 bytes to a/b.py"
     assert tools.read_file("a/b.py") == "x = 1\ny = 2\n"

@@ -113,7 +113,7 @@ def test_as_a_reward_function():
             {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": arguments}}]}
         ]
 
-    completions = [said({"x": 1}), said('{"x": 1}'), said('{"x": 3}'), said("{"), "f(1)", said({"x": 1})]
-    answers = [ALLOWED] * 5 + [None]
-    values = function_call_reward(prompts=[""] * 6, completions=completions, completion_ids=[[]] * 6, answers=answers)
-    assert values == [1.0, 1.0, 0.0, 0.0, 0.0, None]
+    completions = [said({"x": 1}), said('{"x": 1}'), said('{"x": 3}'), said("{"), said("5"), "f(1)", said({"x": 1})]
+    answers = [ALLOWED] * 6 + [None]
+    values = function_call_reward(prompts=[""] * 7, completions=completions, completion_ids=[[]] * 7, answers=answers)
+    assert values == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, None]

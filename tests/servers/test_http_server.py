@@ -6,6 +6,7 @@ import signal
 import httpx
 import pytest
 import trio
+import trio.testing
 from http_serving import serving
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -13,38 +14,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from agentrl.errors import ConfigError
-from agentrl.servers.http_server import checked_key, has_key, is_loopback, listening_socket, run_until_signalled, url_of
-
-
-@pytest.mark.parametrize(
-    ("host", "expected"),
-    [
-        *((host, True) for host in ("127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost")),
-        *((host, False) for host in ("0.0.0.0", "::", "10.0.0.1", "example.org", "")),
-    ],
-)
-def test_what_only_this_machine_reaches(host, expected):
-    assert is_loopback(host) == expected
-
-
-def test_beyond_this_machine_there_must_be_a_key():
-    assert checked_key("127.0.0.1", "KEY", "do it", {}) == ""
-    assert checked_key("0.0.0.0", "KEY", "do it", {"KEY": "secret"}) == "secret"
-    with pytest.raises(ConfigError, match="whoever reaches the server can do it: set KEY"):
-        checked_key("0.0.0.0", "KEY", "do it", {"KEY": ""})
-    for odd in ("\u00e9", "a\n", " a"):
-        with pytest.raises(ConfigError, match="KEY may hold printable ASCII"):
-            checked_key("127.0.0.1", "KEY", "do it", {"KEY": odd})
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [(b"Bearer secret", True), (b"Bearer secre", False), (b"bearer secret", False), (b"", False), (b"Bearer \xff", False)],
-)
-def test_the_key_of_a_request(given, expected):
-    request = Request({"type": "http", "headers": [(b"authorization", given)]})
-    assert has_key(request, "secret") == expected
-    assert has_key(request, "")
+from agentrl.servers.http_guard import BodyTooSlow
+from agentrl.servers.http_server import listening, listening_socket, read_body, run_until_signalled, url_of, version
 
 
 def test_an_address_in_use_is_refused():
@@ -56,6 +27,30 @@ def test_an_address_in_use_is_refused():
             listening_socket("127.0.0.1", port)
     with pytest.raises(ConfigError, match="port 99999"):
         listening_socket("127.0.0.1", 99999)
+    with listening("127.0.0.1", port) as (sock, url):
+        assert url == f"http://127.0.0.1:{port}"
+        assert sock.getsockname() == ("127.0.0.1", port)
+
+
+def test_a_body_has_to_arrive_in_time():
+    gaps = iter([10.0, 49.0, 2.0])
+
+    async def receive():
+        await trio.sleep(next(gaps))
+        return {"type": "http.request", "body": b"a", "more_body": True}
+
+    async def main():
+        with pytest.raises(BodyTooSlow, match="the request did not arrive within 60 s"):
+            await read_body(Request({"type": "http", "headers": []}, receive), 100)
+        assert trio.current_time() - began == pytest.approx(60.0)
+
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    began = clock.current_time()
+    trio.run(main, clock=clock)
+
+
+def test_the_version_is_told():
+    assert version()[0].isdigit()
 
 
 def test_it_answers_until_it_is_cancelled():

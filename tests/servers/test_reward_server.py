@@ -82,6 +82,17 @@ def test_the_key():
         assert client.post("/score", headers=headers, json={"prompts": ["p"], "completions": ["c"]}).json()["scores"] == [1.0]
 
 
+def test_a_page_in_a_browser_on_this_machine_gets_nothing():
+    with server() as client:
+        for answer in (
+            client.get("/info", headers={"host": "attacker.example"}),
+            client.post("/score", headers={"host": "attacker.example"}),
+        ):
+            assert answer.status_code == 401
+            assert "must be called localhost" in answer.json()["error"]
+        assert client.get("/info", headers={"host": "localhost:8300"}).status_code == 200
+
+
 def test_a_model_that_raises_fails_its_rows_and_not_the_server():
     calls = iter([ZeroDivisionError("by nothing"), None])
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agentrl.rollout.arguments import decoded, kind_of, refuse_constant
+from agentrl.rollout.user_values import clean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,7 +48,7 @@ class Malformed:
     @property
     def message(self) -> str:
         """The observation that the model gets instead of a result."""
-        return plain(f"error: {self.reason}: {self.detail}" if self.detail else f"error: {self.reason}")
+        return clean(f"error: {self.reason}: {self.detail}" if self.detail else f"error: {self.reason}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +124,7 @@ def object_call(value: Any, *, name_key: str = "name", key: str = "arguments") -
     if not isinstance(name, str) or not name:
         return Malformed(reason="missing name")
     if key not in value:
-        return Malformed(reason=f"missing {key}", name=plain(name))
+        return Malformed(reason=f"missing {key}", name=clean(name))
     return arguments_call(name, value[key])
 
 
@@ -132,7 +133,7 @@ def arguments_call(name: str, arguments: Any) -> ToolCall | Malformed:
     if isinstance(arguments, str):
         arguments = decoded(arguments)
     if not isinstance(arguments, dict):
-        return Malformed(reason="arguments are not an object", detail=f"got {kind_of(arguments)}", name=plain(name))
+        return Malformed(reason="arguments are not an object", detail=f"got {kind_of(arguments)}", name=clean(name))
     return carried(name, arguments)
 
 
@@ -142,7 +143,7 @@ def carried(name: str, arguments: dict[str, Any]) -> ToolCall | Malformed:
         msgspec.msgpack.encode([name, arguments])
         json.dumps(arguments, allow_nan=False)
     except (UnicodeError, OverflowError, ValueError, TypeError, RecursionError) as error:
-        return Malformed(reason=INVALID_ARGUMENTS, detail=plain(str(error)), name=plain(name))
+        return Malformed(reason=INVALID_ARGUMENTS, detail=clean(str(error)), name=clean(name))
     return ToolCall(name=name, arguments=arguments)
 
 
@@ -173,8 +174,3 @@ def as_json(value: Any) -> str:
 def as_text(value: Any) -> str:
     """A value as it stands between tags: a string as it is, all else as JSON."""
     return value if isinstance(value, str) else as_json(value)
-
-
-def plain(text: str) -> str:
-    """Text that can be sent: lone surrogates are replaced."""
-    return text.encode("utf-8", "replace").decode()

@@ -20,11 +20,11 @@ from agentrl.rollout.tool_formats.base import (
     ToolFormat,
     as_json,
     carried,
-    plain,
     resume,
     single,
 )
 from agentrl.rollout.tool_formats.literals import Literals, after_space
+from agentrl.rollout.user_values import clean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,11 +41,11 @@ def _read(text: str, opening: re.Match[str], *, close: str, literals: Literals) 
     try:
         arguments, end = literals.mapping(text, head.end(), "}", ":")
     except ValueError as error:
-        fault = Malformed(reason="invalid call", detail=plain(str(error)), name=plain(name))
+        fault = Malformed(reason="invalid call", detail=clean(str(error)), name=clean(name))
         return single(fault, opening.start(), resume(text, head.end(), close, opening.re))
     closed = after_space(text, end)
     if not text.startswith(close, closed):
-        fault = Malformed(reason=f"unclosed {opening.group()}", detail=f"{close} must follow the arguments", name=plain(name))
+        fault = Malformed(reason=f"unclosed {opening.group()}", detail=f"{close} must follow the arguments", name=clean(name))
         return single(fault, opening.start(), resume(text, end, close, opening.re))
     return single(carried(name, arguments), opening.start(), closed + len(close))
 

@@ -21,12 +21,12 @@ from agentrl.rollout.tool_formats.base import (
     arguments_call,
     as_json,
     json_fault,
-    plain,
     read_json,
     resume,
     single,
     skip_space,
 )
+from agentrl.rollout.user_values import clean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,20 +45,20 @@ def _read(text: str, opening: re.Match[str]) -> Block:
     address = opening["first"] or opening["second"]
     name = address.removeprefix(_PREFIX)
     if not address.startswith(_PREFIX) or not name:
-        fault = Malformed(reason=UNKNOWN_TOOL, detail=f"there is no {plain(address)}", name=plain(address))
+        fault = Malformed(reason=UNKNOWN_TOOL, detail=f"there is no {clean(address)}", name=clean(address))
         return single(fault, opening.start(), resume(text, opening.end(), "<|call|>", re.compile(r"<\|start\|>")))
     start = skip_space(text, opening.end())
     try:
         value, end = read_json(text, start)
     except (ValueError, RecursionError) as error:
-        fault = Malformed(reason="invalid JSON", detail=json_fault(error), name=plain(name))
+        fault = Malformed(reason="invalid JSON", detail=json_fault(error), name=clean(name))
         return single(fault, opening.start(), resume(text, start, "<|call|>", re.compile(r"<\|start\|>")))
     closed = skip_space(text, end)
     if text.startswith("<|call|>", closed):
         return single(arguments_call(name, value), opening.start(), closed + len("<|call|>"))
     if closed == len(text):  # the end token of the turn, which is not in its text
         return single(arguments_call(name, value), opening.start(), closed)
-    fault = Malformed(reason="invalid JSON", detail="one object was expected, and more follows it", name=plain(name))
+    fault = Malformed(reason="invalid JSON", detail="one object was expected, and more follows it", name=clean(name))
     return single(fault, opening.start(), resume(text, end, "<|call|>", re.compile(r"<\|start\|>")))
 
 

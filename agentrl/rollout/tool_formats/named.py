@@ -25,13 +25,13 @@ from agentrl.rollout.tool_formats.base import (
     arguments_call,
     as_json,
     json_fault,
-    plain,
     read_json,
     resume,
     single,
     skip_space,
 )
 from agentrl.rollout.tool_formats.lists import read_list, write_list
+from agentrl.rollout.user_values import clean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,10 +60,10 @@ def read_named(text: str, at: int, header: Header) -> tuple[ToolCall | Malformed
     try:
         value, end = read_json(text, skip_space(text, head.end()))
     except (ValueError, RecursionError) as error:
-        return Malformed(reason="invalid JSON", detail=json_fault(error), name=plain(name)), head.end()
+        return Malformed(reason="invalid JSON", detail=json_fault(error), name=clean(name)), head.end()
     tail = header.tail.match(text, end)
     if tail is None:
-        return Malformed(reason="unclosed call", detail="the end of it must follow the object", name=plain(name)), end
+        return Malformed(reason="unclosed call", detail="the end of it must follow the object", name=clean(name)), end
     return arguments_call(name, value), tail.end()
 
 

@@ -12,8 +12,9 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from agentrl.rollout.tool_formats.base import Block, Found, Malformed, ToolCall, ToolFormat, carried, plain, resume, single
+from agentrl.rollout.tool_formats.base import Block, Found, Malformed, ToolCall, ToolFormat, carried, resume, single
 from agentrl.rollout.tool_formats.literals import Literals, after_space
+from agentrl.rollout.user_values import clean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +32,7 @@ def _read(text: str, opening: re.Match[str], *, close: str) -> Block:
         found, end = _calls(text, after_space(text, opening.end()))
     except ValueError as error:
         stop = len(text) if bare else resume(text, opening.end(), close, opening.re)
-        return single(Malformed(reason="invalid call", detail=plain(str(error))), start, stop)
+        return single(Malformed(reason="invalid call", detail=clean(str(error))), start, stop)
     closed = after_space(text, end)
     if bare and closed < len(text):
         return single(Malformed(reason="invalid call", detail="the list must be the whole answer"), start, len(text))

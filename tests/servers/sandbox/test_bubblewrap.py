@@ -64,7 +64,7 @@ def test_descriptors_are_given_back():
 def test_a_program_sees_itself_as_an_ordinary_user_in_its_folder(sandbox):
     outcome = sandbox.run(["sh", "-c", "id -un; pwd; echo $HOME; hostname; cat /etc/hosts; echo x > /dev/stdout; python3 -V"])
     lines = outcome.stdout.decode().split("\n")
-    assert lines[:4] == ["sandbox", "/work", "/work", "sandbox"]
+    assert lines[:4] == ["sandbox", "/sandbox", "/sandbox", "sandbox"]
     assert "127.0.0.1 localhost" in lines
     assert "x" in lines
 

@@ -122,7 +122,7 @@ def test_a_real_server_gives_what_a_sandbox_of_ones_own_gives(server):
         session, shell = sandbox.python(), sandbox.shell()
         session.run("x = 1")
         assert session.run("x + 1").output == b"2\n"
-        assert shell.run("cd a; pwd").output == b"/work/a\n"
+        assert shell.run("cd a; pwd").output == b"/sandbox/a\n"
         assert session.run("while True: pass", timeout_s=0.2).status == "timeout"
         session.close()
         with pytest.raises(ValueError, match="no session"):

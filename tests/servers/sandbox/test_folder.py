@@ -17,11 +17,11 @@ def folder(tmp_path):
 
 def test_what_is_written_is_read_and_listed(folder):
     folder.write("a/b/c.bin", b"\x00\xff")
-    folder.write("/work/top", b"")
+    folder.write("/sandbox/top", b"")
     assert folder.read("a/b/c.bin", MOST) == b"\x00\xff"
-    assert folder.read("/work/a/./b/c.bin", MOST) == b"\x00\xff"
+    assert folder.read("/sandbox/a/./b/c.bin", MOST) == b"\x00\xff"
     assert folder.listing(".") == ["a/", "a/b/", "a/b/c.bin", "top"]
-    assert folder.listing("/work/a") == ["b/", "b/c.bin"]
+    assert folder.listing("/sandbox/a") == ["b/", "b/c.bin"]
     folder.write("top", b"new")
     assert folder.read("top", MOST) == b"new"
     assert not [name for name in folder.listing(".") if "agentrl" in name]  # nothing half-written is left
@@ -49,11 +49,11 @@ def test_a_program_that_can_be_run_stays_one(folder, tmp_path):
         ("large", "larger than 1048576 bytes"),
         ("..", "straight down"),
         ("folder/../file", "straight down"),
-        ("/etc/passwd", "outside of /work"),
-        ("/workshop", "outside of /work"),
+        ("/etc/passwd", "outside of /sandbox"),
+        ("/sandboxes", "outside of /sandbox"),
         ("", "names no file"),
         (".", "names no file"),
-        ("/work", "names no file"),
+        ("/sandbox", "names no file"),
         ("zero\0byte", "zero byte"),
         ("x" * 300, "too long"),
         ("\ud800", "cannot be the name"),
@@ -104,4 +104,4 @@ def test_a_quota_that_was_broken_lets_programs_only_remove(folder, tmp_path):
 
 def test_a_path_is_cut_into_its_parts():
     assert components("a//b/./c") == ["a", "b", "c"]
-    assert components("/work/a") == ["a"]
+    assert components("/sandbox/a") == ["a"]

@@ -47,8 +47,8 @@ def test_every_sandbox_of_root_has_a_user_of_its_own():
 
 
 def test_a_stage_finds_what_was_bound_and_what_lies_below():
-    stage = Stage(3, {Path("/root/python"): "/mnt/1", Path("/tmp/x"): "/mnt/0"})
-    assert stage.find(Path("/root/python")) == "/mnt/1"
+    stage = Stage(3, {Path("/private/python"): "/mnt/1", Path("/tmp/x"): "/mnt/0"})
+    assert stage.find(Path("/private/python")) == "/mnt/1"
     assert stage.find(Path("/tmp/x/box")) == "/mnt/0/box"
     assert stage.find(Path("/usr")) == "/usr"
     assert stage.enter(7) == ["nsenter", f"--mount=/proc/{os.getpid()}/fd/3", "--setuid=7", "--setgid=7", "--"]

@@ -10,7 +10,7 @@ import trio.testing
 
 from agentrl.errors import ConfigError
 from agentrl.servers.sandbox import Limits, Outcome, SandboxFileError, SandboxUnavailable, Turn, protocol
-from agentrl.servers.sandbox.service import MOST_ANSWERS, MOST_SESSIONS, Service
+from agentrl.servers.sandbox.service import BODY_S, MOST_ANSWERS, MOST_SESSIONS, Service
 
 
 class FakeSession:
@@ -314,6 +314,29 @@ def test_a_page_in_a_browser_opens_nothing():
         assert len(held.opened) == 1
 
     under_trio(body)
+
+
+def test_a_request_that_does_not_arrive_is_given_up():
+    async def body(held):
+        async def stuck():
+            yield b"begun"
+            await trio.sleep_forever()
+
+        answers = []
+        box = await held.id()
+
+        async def ask():
+            answers.append(await held.http.post(f"/sandboxes/{box}", content=stuck()))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            held.clock.jump(BODY_S)
+        assert answers[0].status_code == 503  # to be sent again
+        assert "did not arrive within 240 s" in answers[0].text
+        assert (await held.ask(box, run("1", "a")))[0] == 200
+
+    under_trio(body, idle_s=1000.0)
 
 
 def test_a_client_gets_no_larger_limits_than_there_are():

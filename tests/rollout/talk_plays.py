@@ -1,0 +1,61 @@
+"""What tests of episodes that an environment plays itself share: a play of one, and eyes for its tokens."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import trio
+from rollout_fakes import FakeEngine, make_task, make_tokenizer, thread_pool
+
+from agentrl import registry
+from agentrl.config import RolloutConfig, SamplingConfig
+from agentrl.records import SamplingContract, rows_of
+from agentrl.rollout.episode import play_episode
+from agentrl.rollout.render import Renderer
+from agentrl.rollout.tree import Sampler
+
+SPEC = str(Path(__file__).parent / "talk_env.py")
+TOKENIZER = make_tokenizer()
+RENDERER = Renderer(TOKENIZER)
+TALK = registry.import_module(SPEC)
+HI = {"role": "user", "content": "hi"}
+LOOK = {"name": "look", "parameters": {"type": "object", "properties": {"far": {"type": "integer"}}, "required": []}}
+
+
+def sampler(script, name="policy", *, context_length=4096):
+    engine = FakeEngine(script, TOKENIZER, context_length=context_length)
+    return Sampler(engine=engine, renderer=RENDERER, contract=SamplingContract(policy=name), trained=name == "policy")
+
+
+def play(program, script, *, name="Talk", others=(), context_length=4096, rollout=None, policy=None, **sampling):
+    """Play one episode as `program(task, llm)` says; also the engine of the policy."""
+    TALK.PLAY = program
+    policy = policy or sampler(script, context_length=context_length)
+
+    async def main():
+        async with thread_pool(f"{SPEC}:{name}") as pool:
+            return await play_episode(
+                make_task(),
+                0,
+                sampler=policy,
+                others={other.contract.policy: other for other in others},
+                pool=pool,
+                sampling=SamplingConfig(**sampling),
+                rollout=rollout or RolloutConfig(),
+                seed=3,
+            )
+
+    return trio.run(main), policy.engine
+
+
+def sampled(turn):
+    return turn.span.ids[turn.span.sampled].tolist()
+
+
+def trained_tokens(rollout):
+    return Counter(int(token) for row in rows_of(rollout) for token in row.ids[row.trained])
+
+
+def own_tokens(rollout):
+    return Counter(token for turn in rollout.own_turns for token in sampled(turn))
