@@ -9,7 +9,7 @@ from rollout_fakes import FakeEngine, in_turn, make_task, make_tokenizer, thread
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.routing import Route
-from test_conversation import HI, SPEC, TALK
+from talk_plays import HI, SPEC, TALK
 from vllm_fakes import make_answer
 
 from agentrl.config import EngineConfig, RolloutConfig, RunConfig, SamplingConfig
