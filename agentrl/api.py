@@ -55,7 +55,7 @@ def train(
 
     registry.refuse_while_importing("agentrl.train")
     resolved = _resolve(config, specs(env=env, rewards=rewards, judge=judge), dataset, Path(resume) if resume else None)
-    with progress or default_progress(resolved.steps) as shown:
+    with progress or default_progress(resolved.num_steps) as shown:
         return run_train(resolved, resume=Path(resume) if resume else None, progress=shown)
 
 

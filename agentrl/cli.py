@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agentrl import cli_env_server, cli_env_test, cli_grade, cli_reward, cli_sandbox
+from agentrl import cli_data, cli_env_server, cli_env_test, cli_grade, cli_hub, cli_merge, cli_reward, cli_sandbox
 from agentrl.errors import AgentRLError, ConfigError
 
 if TYPE_CHECKING:
@@ -69,8 +69,11 @@ def make_app(train: Callable[..., RunResult], evaluate: Callable[..., EvalResult
     cli_env_server.add_to(app)
     cli_sandbox.add_to(app)
     cli_reward.add_to(app)
+    cli_hub.add_to(app)
+    cli_merge.add_to(app)
     app.add_typer(_environments(), name="env")
     cli_grade.add_to(app)
+    cli_data.add_to(app)
     app.add_typer(_objectives(), name="objectives")
     app.command("version")(version)
     return app
@@ -85,6 +88,9 @@ def _train_command(train: Callable[..., RunResult]) -> Callable[..., None]:
         ] = None,
         objective: Annotated[str | None, typer.Option(metavar="NAME", help="The objective, such as grpo.", show_default=False)] = None,
         dataset: Annotated[str | None, typer.Option(metavar="FILE", help="JSON lines to train on.", show_default=False)] = None,
+        on_bad_row: Annotated[
+            str | None, typer.Option(metavar="error|skip", help="What a wrong row of the dataset does.", show_default=False)
+        ] = None,
         overrides: Overrides = None,
         output: Annotated[Path | None, typer.Option(metavar="DIR", help="The run folder.  [default: runs/...]", show_default=False)] = None,
         resume: Annotated[Path | None, typer.Option(metavar="RUNDIR", help="Go on with an earlier run.", show_default=False)] = None,
@@ -99,6 +105,7 @@ def _train_command(train: Callable[..., RunResult]) -> Callable[..., None]:
         """  # noqa: D301  # \b keeps the lines apart
         with exit_status():
             flags = {"env": env, "model": model, "objective": objective, "dataset": dataset, "output": output}
+            overrides = [*(overrides or []), *([] if on_bad_row is None else [f"data.on_bad_row={on_bad_row}"])]
             config = _config_to_resume(resume, run, flags, overrides) if resume else _config(run, overrides, flags)
             if print_config:
                 from agentrl import runfile
@@ -107,7 +114,7 @@ def _train_command(train: Callable[..., RunResult]) -> Callable[..., None]:
                 return
             from agentrl.progress import default_progress
 
-            with default_progress(config.steps) as progress:
+            with default_progress(config.steps or 0) as progress:  # an offline run learns it from its data
                 result = train(config, resume=resume, progress=progress)
             if result.interrupted:
                 raise typer.Exit(INTERRUPTED)

@@ -11,6 +11,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from agentrl.errors import ConfigError
+
+DEFAULT_STEPS = 100
+"""Optimizer steps of an online run that does not say how many."""
+
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -21,6 +26,16 @@ class Config(BaseModel):
     """Base of every section: unknown keys are errors, and nothing changes after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def urls(value: list[str]) -> list[str]:
+    """Addresses of servers in one form; raises `ValueError` for what is none."""
+    for url in value:
+        if not re.fullmatch(r"https?://[^\s/]+(:\d+)?/?", url):
+            raise ValueError(f"got {url!r}; a server is http://HOST:PORT, without a path such as /v1")
+    if len({url.rstrip("/") for url in value}) < len(value):
+        raise ValueError("a server is named twice")
+    return [url.rstrip("/") for url in value]
 
 
 class SamplingConfig(Config):
@@ -103,8 +118,8 @@ class EngineConfig(Config):
     launch: LaunchConfig | None = None
     """Start vLLM servers on the devices left to them; what `kind: vllm` does where no `servers` are named."""
     transport: Literal["auto", "filesystem", "lora", "nccl", "stream"] = "auto"
-    """How weights reach vLLM. `auto` is lora where learner.lora is set, nccl from a CUDA learner to servers on other GPUs of this machine,
-    and filesystem otherwise."""
+    """How weights reach vLLM. `auto` is lora where learner.lora is set and vLLM serves such an adapter (no DoRA, no quantized base), nccl
+    from a CUDA learner to servers on other GPUs of this machine, and filesystem otherwise."""
     transfer_dir: str | None = None
     """Folder that learner and servers share, for the transports filesystem and lora; by default one of this machine, in memory."""
     pause: Literal["keep", "wait"] = "keep"
@@ -135,12 +150,7 @@ class EngineConfig(Config):
     @field_validator("servers")
     @classmethod
     def _urls(cls, value: list[str]) -> list[str]:
-        for url in value:
-            if not re.fullmatch(r"https?://[^\s/]+(:\d+)?/?", url):
-                raise ValueError(f"got {url!r}; a server is http://HOST:PORT, without a path such as /v1")
-        if len({url.rstrip("/") for url in value}) < len(value):
-            raise ValueError("a server is named twice")
-        return [url.rstrip("/") for url in value]
+        return urls(value)
 
 
 class LearnerConfig(Config):
@@ -172,6 +182,10 @@ class LearnerConfig(Config):
     """Train nothing of a truncated episode (it stays in its group's baseline)."""
     lora: LoraConfig | None = None
     """Train a LoRA adapter instead of all weights; the reference is then the model without it."""
+    ema: EmaConfig | None = None
+    """Keep an average of the weights beside them; null keeps none."""
+    precompute_reference: bool = False
+    """Score the rows of an offline run under the reference once, keep that on disk, and hold no reference while training."""
     reference_sync: ReferenceSyncConfig | None = None
     """Move the reference towards the policy as it trains; null keeps it where the run began."""
     ranks: Positive = 1
@@ -183,11 +197,35 @@ class LearnerConfig(Config):
 class LoraConfig(Config):
     """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685), through peft."""
 
+    variant: Literal["lora", "rslora", "dora"] = "lora"
+    """`rslora` scales by alpha / sqrt(rank) (arXiv:2312.03732); `dora` trains magnitudes beside directions (arXiv:2402.09353)."""
     rank: Positive = 16
     alpha: Annotated[float, Field(gt=0)] = 32.0
     dropout: Literal[0] = 0
     """Dropout would make the learner score another distribution than the one that sampled; only 0 is allowed."""
     target_modules: str | list[str] = "all-linear"
+    """Names of linear layers, such as `[q_proj, v_proj]`, or a regular expression of whole names; by default all but the output layer."""
+    exclude_modules: list[str] = Field(default_factory=list)
+    """Names of layers that get no adapter though `target_modules` names them."""
+    layers: list[NonNegative] | None = None
+    """Numbers of the decoder layers that get an adapter; null is all of them."""
+    modules_to_save: list[str] = Field(default_factory=list)
+    """Names of modules that are trained whole beside the adapter and saved with it, such as a norm, or a head with weights of its own."""
+    quantize: Literal["4bit", "8bit"] | None = None
+    """Hold the frozen linear layers in fewer bits (QLoRA, arXiv:2305.14314): `4bit` is NF4, by bitsandbytes; `8bit` is int8 by row."""
+    adapter: str | None = None
+    """A folder with an adapter as peft saves it, to go on training; rank, alpha, variant and layers are then its own."""
+    reference: Literal["base", "start"] | None = None
+    """Of an adapter that is continued: `base` is the model without it, `start` the model with it as the run began."""
+
+    @model_validator(mode="after")
+    def _reference_of_a_continued_adapter(self) -> LoraConfig:
+        if self.reference == "start" and self.adapter is None:
+            raise ValueError(
+                "reference=start is the model with the adapter as the run began, and a new adapter changes nothing at the start: remove "
+                "it, or name an adapter folder in learner.lora.adapter"
+            )
+        return self
 
 
 class ReferenceSyncConfig(Config):
@@ -197,6 +235,103 @@ class ReferenceSyncConfig(Config):
     """Steps between two moves."""
     rate: Annotated[float, Field(gt=0, le=1)] = 0.6
     """reference = (1 - rate) reference + rate policy; 1 replaces it."""
+
+
+class EmaConfig(Config):
+    """A running average of the trained weights, in float32."""
+
+    kind: Literal["ema", "bema"] = "ema"
+    """`bema` takes the average's lag away again (Block and Zhang 2025, arXiv:2508.00180)."""
+    decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Of `ema`: average = decay average + (1 - decay) weights, each `every` steps."""
+    every: Positive | None = None
+    """Steps between two updates; null is 1 for `ema` and 400 for `bema`, as in the paper."""
+    after: NonNegative = 0
+    """Steps before the average begins, from the weights as they are then."""
+    ema_power: Annotated[float, Field(ge=0)] = 0.5
+    """Of `bema`: mean = (1 - b) mean + b weights, with b = max((lag + multiplier step) ^ -ema_power, min_ema_multiplier)."""
+    bias_power: Annotated[float, Field(ge=0)] = 0.2
+    """Of `bema`: average = mean + a (weights - first weights), with a = (lag + multiplier step) ^ -bias_power."""
+    lag: Positive = 10
+    multiplier: Annotated[float, Field(ge=0)] = 1.0
+    min_ema_multiplier: Share = 0.0
+    export: bool = False
+    """The final model is the average; otherwise the average lies beside it, in `model/ema`."""
+    evaluate: bool = False
+    """Evaluate the average while an offline run trains, instead of the weights."""
+
+    @model_validator(mode="after")
+    def _keys_of_the_kind(self) -> EmaConfig:
+        only = ("decay",) if self.kind == "bema" else ("ema_power", "bias_power", "lag", "multiplier", "min_ema_multiplier")
+        foreign = [name for name in only if getattr(self, name) != type(self).model_fields[name].default]
+        if foreign:
+            other = "ema" if self.kind == "bema" else "bema"
+            raise ValueError(f"only `kind: {other}` reads {', '.join(foreign)}, and kind is {self.kind}: remove it, or set kind={other}")
+        return self
+
+
+class DataConfig(Config):
+    """How the rows of a dataset become tokens, in an offline run."""
+
+    max_length: Positive | None = None
+    """Most tokens of a text; by default what the model's positions allow."""
+    long_rows: Literal["error", "drop", "keep_start", "keep_end"] = "error"
+    """What becomes of a row with a longer text: `keep_start` cuts its end off, `keep_end` the start of its prompt. Each is counted."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A row that cannot be trained ends the run before it begins, or is left out and counted."""
+    completion_only: bool | None = None
+    """Train the completion's tokens alone; null does where rows have a prompt and a completion."""
+    assistant_only: bool = False
+    """Train the tokens of the assistant's turns alone, whatever the template."""
+    packing: Literal["none", "bfd", "bfd_split", "wrapped"] = "none"
+    """Fill sequences of `max_length` tokens with several rows: best-fit decreasing, the same with long rows split, or all rows
+    in one stream that is cut wherever a sequence is full."""
+    chat_template: str | None = None
+    """A file with the chat template to use in place of the tokenizer's own."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Further variables of the template; a row's own `chat_template_kwargs` go over them."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Columns to rename, theirs to ours: `{question: prompt}`; an empty name leaves a column out."""
+    convert: Literal["language_modeling", "prompt_only", "prompt_completion", "preference", "unpaired_preference", "stepwise"] | None = None
+    """Convert rows to this schema, which an objective does unasked only where nothing is lost: a preference to its chosen text, say."""
+    streaming: bool = False
+    """Read rows as they are needed; `steps` then says how long the run is."""
+    shuffle: bool = True
+    """Draw rows in an order of the seed's; false takes them as they stand."""
+    eval_rows: NonNegative = 0
+    """Rows held out for evaluation, where no `eval_dataset` is named."""
+
+
+class EvaluationConfig(Config):
+    """Evaluation while an offline run trains, on rows that are not trained."""
+
+    every: Positive | None = None
+    """Optimizer steps between two evaluations; null evaluates at the end alone."""
+    metric: str = "eval_loss"
+    """What tells a better model from a worse one."""
+    higher_is_better: bool | None = None
+    """Null goes by the metric's name: lower for a loss or a KL, higher for an accuracy, a reward or a margin."""
+    patience: Positive | None = None
+    """Stop after so many evaluations in a row without a better one; null goes on."""
+    keep_best: bool = False
+    """The final model is that of the best evaluation, and not of the last step."""
+    samples: NonNegative = 0
+    """Prompts that the model answers at each evaluation, for people to read."""
+
+
+class HubConfig(Config):
+    """Where the model is pushed to; a push that fails is told, and the run goes on."""
+
+    repo: str
+    """`owner/name` on the Hugging Face Hub."""
+    private: bool = True
+    """A new repository is private, and an existing public one is refused."""
+    token_env: str = "HF_TOKEN"
+    """Environment variable that holds the token."""
+    every: Positive | None = None
+    """Optimizer steps between two pushes while the run goes on; null pushes the final model alone."""
+    timeout_s: Seconds = 3600.0
+    """Longest wait for the Hub at the end."""
 
 
 class RolloutConfig(Config):
@@ -258,6 +393,14 @@ class CurriculumConfig(Config):
         if self.hard_rate >= self.easy_rate:
             raise ValueError(f"hard_rate={self.hard_rate} must lie below easy_rate={self.easy_rate}: a task is in one pool at a time")
         return self
+
+
+class DatasetShareConfig(Config):
+    """One of several datasets."""
+
+    dataset: str
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Its share of the rows drawn, in proportion to the others'."""
 
 
 class EnvShareConfig(Config):
@@ -324,6 +467,36 @@ class FrozenPolicyConfig(Config):
         return self
 
 
+class TeacherConfig(Config):
+    """A model that the policy is distilled from; nothing trains it."""
+
+    name: str = "teacher"
+    """What the column `teacher` of a row calls it, where there are several."""
+    model: str | None = None
+    """A folder or Hub name, loaded beside the policy."""
+    servers: list[str] = Field(default_factory=list)
+    """URLs of vLLM servers that serve it; `model` is then where its tokenizer is. By default it is loaded beside the policy."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Its share in the loss of rows that name no teacher, in proportion to the others'."""
+    temperature: Annotated[float, Field(gt=0, le=10)] | None = None
+    """Of its distribution; null takes the one at which the objective compares the two."""
+    timeout_s: Seconds = 120.0
+    """Longest wait for its servers' scores of one text."""
+    api_key_env: str = "AGENTRL_TEACHER_API_KEY"
+    """Environment variable that holds the servers' key, where they ask for one."""
+
+    @field_validator("servers")
+    @classmethod
+    def _urls(cls, value: list[str]) -> list[str]:
+        return urls(value)
+
+    @model_validator(mode="after")
+    def _has_a_model(self) -> TeacherConfig:
+        if self.model is None:
+            raise ValueError("a teacher needs a model: a folder or Hub name (beside `servers`, where its tokenizer is)")
+        return self
+
+
 class RunConfig(Config):
     """A whole run file."""
 
@@ -334,7 +507,23 @@ class RunConfig(Config):
     envs: list[EnvShareConfig] = Field(default_factory=list)
     """Instead of `env`: several environments, each with a share of the tasks."""
     dataset: str | None = None
-    """Instead of `env`, with `rewards`: a JSON-lines file whose rows have a `prompt` and the columns that the rewards read."""
+    """Instead of `env`, with `rewards`: a JSON-lines file whose rows have a `prompt` and the columns that the rewards read.
+
+    For an offline objective: a file, folder or Hub name, `path?split=train`, and no rewards.
+    """
+    datasets: list[DatasetShareConfig] = Field(default_factory=list)
+    """Instead of `dataset`, for an offline objective: several, each with a share of the rows."""
+    eval_dataset: str | None = None
+    """Rows that an offline run is evaluated on."""
+    data: DataConfig = DataConfig()
+    """How the rows of an offline run become tokens."""
+    batch_size: Positive = 32
+    """Rows of one optimizer step of an offline run."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    hub: HubConfig | None = None
+    """Push the model to the Hugging Face Hub; null keeps it here. `agentrl push` does so later."""
+    loggers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
+    """What is given the metrics too, beside metrics.jsonl in the run folder."""
     rewards: list[str] = Field(default_factory=list)
     """Reward functions for `dataset`: `file.py:function`, `package.module:function`, or what a factory makes, `module:factory?arg=value`.
 
@@ -352,10 +541,11 @@ class RunConfig(Config):
     objective: dict[str, Any] = Field(default_factory=lambda: {"name": "grpo"})
     """`grpo` is short for `{name: grpo}`; the other keys are the objective's own."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    steps: Positive = 100
-    """Optimizer steps of the whole run."""
+    steps: Positive | None = None
+    """Optimizer steps of the whole run; 100 by default, and in an offline run what `epochs` makes of the data."""
     epochs: Positive | None = None
-    """Ends the run when each training task was dispatched this often, if `steps` has not ended it before."""
+    """Ends the run when each training task was dispatched this often, if `steps` has not ended it before. An offline run without `steps`
+    and `epochs` ends after one."""
     group_size: Positive = 8
     """Rollouts of one task."""
     groups_per_step: Positive = 16
@@ -366,6 +556,9 @@ class RunConfig(Config):
     """`dispatch`: a step trains the oldest groups, in dispatch order. `finished`: the oldest that are finished, within the bound."""
     on_bound: Literal["wait", "requeue", "over"] = "wait"
     """When the step waits for a group older than the bound: wait for it, cancel it and play the task again, or go past the bound."""
+    teacher: list[TeacherConfig] = Field(default_factory=list)
+    """For objectives that distil: `teacher: FOLDER` is short for `teacher: [{model: FOLDER}]`. Of several each has a share in the loss, or
+    the rows that name it in a column `teacher`."""
     policies: dict[str, FrozenPolicyConfig] = Field(default_factory=dict)
     """Frozen policies by the names that environments call them, beside `policy`, the one that is trained."""
     sampling: SamplingConfig = SamplingConfig()
@@ -383,12 +576,47 @@ class RunConfig(Config):
     output: str | None = None
     """The run folder; by default `runs/<env>-<model>-<date>-<time>`."""
 
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the whole run; of an offline run without `steps` only once its data is known."""
+        return DEFAULT_STEPS if self.steps is None else self.steps
+
     @field_validator("policies")
     @classmethod
     def _named_policies(cls, value: dict[str, FrozenPolicyConfig]) -> dict[str, FrozenPolicyConfig]:
         for name in value:
             if name == "policy" or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,40}", name):
                 raise ValueError(f"got a policy named {name!r}; letters, digits, _ and - make a name, and `policy` is the trained one")
+        return value
+
+    def teacher_of(self, value: object, where: str) -> str | None:
+        """The teacher that a row is for, by the value of its column `teacher`; None is all of them.
+
+        Args:
+            value: of the column, which means nothing where there is one teacher; None where the row has none.
+            where: file and row, for messages.
+
+        Raises `ConfigError` for a name that no teacher has.
+        """
+        if len(self.teacher) < 2 or value is None:
+            return None
+        known = [one.name for one in self.teacher]
+        if value not in known:
+            raise ConfigError(f"{where}: field `teacher` got {value!r:.80}; it must be one of the run file's teachers: {', '.join(known)}")
+        return str(value)
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _one_teacher(cls, value: Any) -> Any:
+        return [{"model": value}] if isinstance(value, str) else [value] if isinstance(value, dict) else value
+
+    @field_validator("teacher")
+    @classmethod
+    def _named_apart(cls, value: list[TeacherConfig]) -> list[TeacherConfig]:
+        names = [one.name for one in value]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two teachers are called {twice[0]!r}: give each a `name` of its own")
         return value
 
     @field_validator("objective", mode="before")

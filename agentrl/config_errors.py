@@ -257,7 +257,9 @@ def _meant(name: object, kinds: Mapping[str, object]) -> str:
 
 def _choices(field: FieldInfo) -> str:
     kinds = get_args(field.annotation) if get_origin(field.annotation) in (Union, types.UnionType) else (field.annotation,)
-    values = [str(value) for kind in kinds for value in get_args(kind)]
+    if get_origin(field.annotation) is list:  # of such words
+        kinds = get_args(field.annotation)
+    values = [str(value) for kind in kinds if get_origin(kind) is not list for value in get_args(kind)]
     return f"one of {', '.join(values)}" if len(values) > 1 else values[0]
 
 

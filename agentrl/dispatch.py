@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from agentrl.records import SCHEMA_VERSION, Group, SamplingContract, Task, Version
+from agentrl.teacher_prompt import TeacherPrompt
 
 
 class Served(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +46,35 @@ class PolicyPlace(msgspec.Struct, frozen=True, kw_only=True):
     """URLs of vLLM servers, which say themselves what they serve."""
 
 
+class TeacherPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """A teacher on vLLM servers."""
+
+    name: str
+    """By which rows name it."""
+    servers: tuple[str, ...]
+    """URLs."""
+    weight: float
+    timeout_s: float
+    """Longest wait for the scores of one text."""
+    api_key_env: str
+    """Environment variable that holds the servers' key, where they ask for one."""
+
+
+class Teaching(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be done for a teacher with each finished group."""
+
+    prompt: TeacherPrompt | None = None
+    """What it reads in place of the rollouts' prompt."""
+    places: tuple[TeacherPlace, ...] = ()
+    """Teachers that score the rollouts from here; others are in the learner."""
+    routed: bool = False
+    """Whether a row's `teacher` names the one that it is for; where there is but one, it means nothing."""
+    top_k: int = 0
+    """Likeliest tokens of each place that are kept, in the stead of the log-probs of the sampled ones; 0 keeps those."""
+    vocab_size: int | None = None
+    """Of the policy: ids that a teacher gives must be below it; None leaves that open."""
+
+
 class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The first message to a rollout process."""
 
@@ -58,6 +88,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Of the embedded engine; empty for vLLM, whose servers come in `Serving` messages."""
     log_folder: str
     policies: tuple[PolicyPlace, ...] = ()
+    teaching: Teaching | None = None
     schema_version: int = SCHEMA_VERSION
 
 

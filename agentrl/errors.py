@@ -6,6 +6,7 @@ AgentRLError
  +-- SamplerUnavailable            the inference engine died, refused or did not answer in time
  |    +-- RequestRefused           it refused one request for good, and may take others
  +-- PublishError                  weights did not arrive as they were sent
+ +-- PushFailed                    the Hugging Face Hub did not take a model, and may later
  +-- WorkerDied                    a process of the run ended before the run did
  +-- LearnerDiverged               a loss, gradient or weight stopped being finite
  +-- RunCannotLearn                the run is alive but nothing in it can be learned from
@@ -37,6 +38,10 @@ class RequestRefused(SamplerUnavailable):
 
 class PublishError(AgentRLError):
     """An engine did not confirm the weights that were sent to it."""
+
+
+class PushFailed(AgentRLError):
+    """The Hugging Face Hub did not take a model; the model is where it was, and can be pushed again."""
 
 
 class WorkerDied(AgentRLError):

@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentrl.engines.vllm_setup import transport_of
+from agentrl.finishing import pushes_after
+from agentrl.further import further_examples
 from agentrl.policies import updates
+from agentrl.rollout.tokenizer import load_tokenizer
 from agentrl.session import resolve_model
+from agentrl.teachers import with_teachers
 from agentrl.warm_start import warm_steps
 
 if TYPE_CHECKING:
@@ -26,6 +30,12 @@ def sends_adapter(config: RunConfig) -> bool:
     return config.engine.kind == "vllm" and transport_of(config) == "lora"
 
 
+def begins_apart(config: RunConfig) -> bool:
+    """Whether the learner's weights are not those of the model's files at the first step: an adapter goes on, or layers are in few bits."""
+    lora = config.learner.lora
+    return lora is not None and (lora.adapter is not None or lora.quantize is not None)
+
+
 def sent_weights(config: RunConfig, learner: Learner) -> Iterator[tuple[str, torch.Tensor]]:
     """What is published; a collective."""
     if config.engine.kind == "vllm":  # which keeps nothing of a model that is only sent in part
@@ -39,7 +49,9 @@ def follow(config: RunConfig, objective: objectives.Objective, options: objectiv
 
     for number in (signal.SIGINT, signal.SIGTERM):  # rank 0 decides when the run ends
         signal.signal(number, signal.SIG_IGN)
-    learner = Learner(config, objective, options, resolve_model(config.model))
+    model_dir = resolve_model(config.model)
+    learner = Learner(with_teachers(config, model_dir, resolve_model), objective, options, model_dir)
+    learner.further = further_examples(config, objective.data, objective.needs(options), load_tokenizer(model_dir), model_dir)
     saved = None
     if checkpoint is not None:
         learner.load(checkpoint)
@@ -52,9 +64,9 @@ def follow(config: RunConfig, objective: objectives.Objective, options: objectiv
         saved = learner.step
     if sends_adapter(config):
         _exhaust(learner.adapter_weights())
-    if checkpoint is not None or warmed or config.engine.kind == "vllm":
+    if checkpoint is not None or warmed or begins_apart(config) or config.engine.kind == "vllm":
         _exhaust(sent_weights(config, learner))
-    while learner.step < config.steps and (groups := ranks.broadcast_groups(learner.accelerator, None)):
+    while learner.step < config.num_steps and (groups := ranks.broadcast_groups(learner.accelerator, None)):
         learner.update(groups)
         _exhaust(sent_weights(config, learner))
         for _ in updates(config, learner.step):
@@ -63,6 +75,8 @@ def follow(config: RunConfig, objective: objectives.Objective, options: objectiv
         if learner.step % config.checkpoint.every == 0:
             learner.save(nowhere)
             saved = learner.step
+        if pushes_after(config, learner.step):
+            learner.export(nowhere, None)
     if saved != learner.step:
         learner.save(nowhere)
     learner.export(nowhere, None)

@@ -105,6 +105,9 @@ def _counter_means(rollouts: Sequence[Rollout]) -> dict[str, float]:
 def why_idle(steps: Sequence[Mapping[str, float]]) -> str:
     """What kept steps without an update from learning, and what to change."""
     last = steps[-1]
+    if last.get("mask/left_out"):
+        count = f"{last['mask/left_out']:.0f} rollouts in the last step"
+        return f"the objective left out what says too little, {count} (objective.filter_empty)"
     if any(metrics["reward/frac_zero_std"] < 1 for metrics in steps):
         return "every episode that differed from its group was truncated, and learner.mask_truncated is set; raise sampling.max_tokens"
     cut = f"; {last['completions/clipped_ratio']:.0%} of the episodes were truncated, so maybe raise sampling.max_tokens"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from agentrl.adapter_needs import mistakes_of_adapter
 from agentrl.engines.reference_share import check_reference_share
 from agentrl.errors import ConfigError
 from agentrl.replay import mistakes_of_replay
@@ -61,6 +62,7 @@ def mistakes_of_needs(config: RunConfig, needs: Needs, name: str) -> Iterator[tu
             ("judge",),
             f"`judge` compares rollouts, and objective {name!r} asks for no comparison; set objective.preferences=judge, or remove it",
         )
+    yield from mistakes_of_adapter(config, needs, name)
     yield from mistakes_of_replay(config, needs, name)
     yield from mistakes_of_warm_start(config, needs, name)
 

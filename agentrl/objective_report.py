@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from pydantic.fields import FieldInfo
 
+    from agentrl.examples import DataKind
     from agentrl.objectives import Needs, Objective
+    from agentrl.objectives.base import Teacher
 
 Facts = dict[str, Any]
 """What `--json` prints."""
@@ -31,24 +33,49 @@ FAMILIES: Mapping[str, Sequence[str]] = {
     "A weight in the place of a clip": ("reinforce", "cispo", "aipo", "sapo", "vespo"),
     "Tokens left out or held back in the place of a clip": ("dppo", "m2po", "kl_cov"),
     "Preferences, and regression onto a reference": ("online_dpo", "xpo", "nash_md", "a2po"),
+    "Distillation from a teacher": ("gkd", "opd", "minillm", "iw_opd", "gold"),
+    "Distillation from oneself": ("sdft", "sdpo", "ssd"),
+    "Offline: texts, and models that judge them": ("sft", "reward_model", "process_reward_model"),
+    "Offline: pairs of a chosen and a rejected text": ("dpo", "orpo", "cpo", "simpo", "cpo_simpo", "alphapo", "tpo"),
+    "Offline: single texts that are good or bad": ("kto", "bco"),
 }
 OTHERS = "Registered by others"
 
 TRL: Mapping[str, str] = {
     "a2po": "A2POTrainer (experimental)",
+    "alphapo": "CPOTrainer (experimental), loss_type: alphapo",
+    "bco": "BCOTrainer (experimental, up to 1.13)",
     "cispo": "GRPOTrainer, loss_type: cispo; its epsilon_high is ratio_max",
+    "cpo": "CPOTrainer (experimental); its simpo_gamma is gamma",
+    "cpo_simpo": "CPOTrainer (experimental), loss_type: simpo with cpo_alpha; its simpo_gamma is gamma",
     "dapo": "GRPOTrainer, loss_type: dapo, without dynamic sampling",
+    "dpo": "DPOTrainer; loss_type is loss, f_divergence_type f_divergence, f_alpha_divergence_coef f_alpha, use_weighting weighting",
     "dr_grpo": "GRPOTrainer, loss_type: dr_grpo, scale_rewards: none",
+    "gkd": "GKDTrainer (experimental), lmbda: 0; its loss leaves its temperature out",
+    "gold": "GOLDTrainer (experimental), use_uld_loss; its merge `observed` reads each distribution a place too late",
     "gmpo": "GMPOTrainer (experimental)",
     "grpo": "GRPOTrainer, loss_type: grpo",
     "gspo": "GRPOTrainer, loss_type: grpo, importance_sampling_level: sequence",
     "gspo_token": "GRPOTrainer, importance_sampling_level: sequence_token (experimental, up to 1.13)",
+    "iw_opd": "IWOPDTrainer (experimental); its iw_opd_gamma is gamma",
+    "kto": "KTOTrainer; loss_type is loss",
     "luspo": "GRPOTrainer, loss_type: luspo, importance_sampling_level: sequence",
+    "minillm": "MiniLLMTrainer (experimental, up to 1.12); its defaults are gamma: 0, own: true",
     "nash_md": "NashMDTrainer (experimental, up to 1.13)",
     "online_dpo": "OnlineDPOTrainer (experimental)",
+    "opd": "DistillationTrainer; its beta is mixture",
+    "orpo": "ORPOTrainer (experimental)",
     "ppo": "PPOTrainer (experimental, up to 1.12)",
+    "process_reward_model": "PRMTrainer (experimental, up to 1.13)",
+    "reward_model": "RewardTrainer; its center_rewards_coefficient is center_coefficient",
     "rloo": "RLOOTrainer",
+    "sdft": "SDFTTrainer (experimental); distillation_mode, distillation_alpha and distillation_topk are estimate, alpha and top_k",
+    "sdpo": "SDPOTrainer (experimental); distillation_weight is weight, success_reward_threshold is success",
+    "ssd": "SSDTrainer (experimental, up to 1.15)",
     "sapo": "GRPOTrainer, loss_type: sapo",
+    "sft": "SFTTrainer, loss_type: nll or dft; its neftune_noise_alpha is neftune_alpha",
+    "simpo": "CPOTrainer (experimental), loss_type: simpo, cpo_alpha: 0; its simpo_gamma is gamma",
+    "tpo": "TPOTrainer (experimental); its tpo_l_gamma is gamma, its loss tpo-l is tpo_l",
     "vespo": "GRPOTrainer, loss_type: vespo",
     "xpo": "XPOTrainer (experimental, up to 1.13)",
 }
@@ -68,6 +95,18 @@ BASELINES = {
     "batch": "with the step's mean",
     "running": "with earlier steps' mean",
     "none": "with nothing",
+}
+COMPARED_ROWS: Mapping[DataKind, str] = {
+    "supervised": "with nothing",
+    "preference": "two by two",
+    "unpaired": "by their labels",
+    "stepwise": "by labels of steps",
+}
+ROWS: Mapping[DataKind, str] = {
+    "supervised": "a dataset of texts, messages, or prompts and completions: dataset, in the place of env",
+    "preference": "a dataset of chosen and rejected completions: dataset, in the place of env",
+    "unpaired": "a dataset of completions with a label each: dataset, in the place of env",
+    "stepwise": "a dataset of completions in steps with a label each: dataset, in the place of env",
 }
 TOPICS = ("corrections", "kl")
 
@@ -96,7 +135,9 @@ def facts_of(name: str) -> Facts:
             "topic": name,
             "about": _prose(corrections.__doc__),
             "corrections": [*map(_correction, corrections.CORRECTIONS)],
-            "taken_by_none": [row.name for row in objectives.registered().values() if "corrections" not in row.config.model_fields],
+            "taken_by_none": [
+                row.name for row in objectives.registered().values() if row.data is None and "corrections" not in row.config.model_fields
+            ],
         }
     if name == "kl":
         return {"topic": name, "about": _prose(kl.__doc__), "gradients": list(_gradients())}
@@ -109,12 +150,13 @@ def facts_of(name: str) -> Facts:
         "source": objective.source,
         "trl": TRL.get(name),
         "compares": _compares(objective),
+        "data": objective.data,
         "needs": [sentence for _, sentence in _needs(objective)],
         "requires": _requires(objective),
         "options": options,
         "paper_also": {key: value for key, value in objective.paper.items() if key not in objective.config.model_fields},
         "refused": list(objective.refused),
-        "run_file": _run_file(name, options),
+        "run_file": _run_file(objective, options),
     }
 
 
@@ -127,6 +169,8 @@ def _found(name: str) -> Objective:
 
 def _compares(objective: Objective) -> str:
     """What a rollout is compared with, under the defaults."""
+    if objective.data is not None:
+        return COMPARED_ROWS[objective.data]
     needs = _needs_of(objective)
     if needs is None:
         return "by its own options"
@@ -160,6 +204,8 @@ def _needs(objective: Objective) -> Iterator[tuple[str, str]]:
         missing = [name for name, field in options.items() if field.is_required()]
         yield "options", f"values of {', '.join(missing)}, on which the rest depends"
         return
+    if objective.data is not None:
+        yield "a dataset", ROWS[objective.data]
     if needs.group_size > 1:
         least = f"groups of at least {needs.group_size} rollouts"
         if needs.rival is not None:
@@ -170,13 +216,17 @@ def _needs(objective: Objective) -> Iterator[tuple[str, str]]:
         yield "reference", "a reference: the model that training starts from, and one forward pass more"
     elif "beta" in options:
         yield "", "with beta > 0 a reference, and one forward pass more"
+    if needs.teacher is not None:
+        yield _teacher(needs.teacher, rewards=needs.rewards)
+    elif not needs.rewards and objective.data is None:
+        yield "no rewards", "prompts alone: no rewards"
     if needs.critic is not None:
         head = needs.critic.kind == "head"
         yield (
             "critic",
             "a critic: a value head on the policy" if head else "a critic: a model of the policy's size (critic: head shares its own)",
         )
-    if needs.pairs:
+    if needs.pairs and objective.data is None:
         yield "pairs", "pairs of rollouts that differ in reward: a group of equal rewards trains nothing"
     if needs.rival is not None:
         yield "rivals", _rivals(needs.rival)
@@ -192,6 +242,16 @@ def _needs(objective: Objective) -> Iterator[tuple[str, str]]:
     elif "minibatches" in options:
         entropy = ", top_entropy < 1 or entropy_target" if "top_entropy" in options and not needs.start else ""
         yield "", f"with epochs x minibatches > 1{entropy}, one forward pass more"
+
+
+def _teacher(asked: Teacher, *, rewards: bool) -> tuple[str, str]:
+    more = "" if rewards else "; no rewards"
+    if asked.who == "others":
+        which = "the same" if asked.words is None else "any"
+        return "a teacher", f"a teacher of {which} tokenizer: teacher{more}"
+    copies = "no copy" if asked.who == "live" else "a frozen copy"
+    told = "a column privileged_context" if asked.prompt is not None and asked.prompt.shows == "row" else "groups in which some succeed"
+    return "itself as teacher", f"itself as its teacher, by {copies} of it (teacher: base | live | ema), and {told}{more}"
 
 
 def _rivals(share: float) -> str:
@@ -263,10 +323,13 @@ def values_of(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 MARKS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
-def _run_file(name: str, options: Sequence[Facts]) -> str:
+def _run_file(objective: Objective, options: Sequence[Facts]) -> str:
     """The least that trains with it, with its first own options at their defaults."""
     own = [one for one in options if not (one["shared"] or one["fixed"] or one["required"] or one["default"] is None)][:2]
-    lines = ["model: quickstart", "env: arithmetic", "objective:", f"  name: {name}"]
+    source = "env: arithmetic" if objective.data is None else "dataset: train.jsonl"
+    needs = _needs_of(objective)
+    taught = ["teacher: path/to/teacher"] if needs is not None and needs.teacher is not None and needs.teacher.who == "others" else []
+    lines = ["model: quickstart", source, *taught, "objective:", f"  name: {objective.name}"]
     return "\n".join([*lines, *(f"  {one['name']}: {as_yaml(one['default'])}" for one in own)])
 
 

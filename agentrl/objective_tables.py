@@ -68,7 +68,7 @@ def _objective(facts: Facts, width: int) -> Iterator[RenderableType]:
     yield from (_indented(Text(line)) for line in facts["formula"])
     table = _grid(8, None)
     table.add_row("source", facts["source"])
-    table.add_row("compares", f"a rollout {facts['compares']}")
+    table.add_row("compares", f"{'a rollout' if facts['data'] is None else 'texts'} {facts['compares']}")
     if facts["trl"]:
         table.add_row("in TRL", facts["trl"])
     yield _heading("Where it is from")

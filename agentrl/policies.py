@@ -120,7 +120,7 @@ class FrozenPolicies:
         from agentrl.engines.embedded_publisher import EmbeddedPublisher
 
         if name not in self._publishers:
-            partial = self._config.learner.lora is not None
+            partial = self._config.learner.lora is not None and self._config.learner.lora.quantize is None
             timeout_s = self._config.engine.timeout_s
             self._publishers[name] = EmbeddedPublisher.connect(self._engines[name], timeout_s=timeout_s, partial=partial)
         self._publishers[name].publish(weights, version)

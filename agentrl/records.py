@@ -215,6 +215,8 @@ class Rollout:
     """What went wrong, for `timeout`, `environment_error` and `cancelled`."""
     counters: dict[str, float] = field(default_factory=dict)
     """Named counts and seconds of this episode (`tool/calls`, `tool/malformed`, `time/engine_s`, ...)."""
+    teacher_prompt: np.ndarray | None = None
+    """[length] int32: what a teacher reads in place of the tokens before the first sampled one; None where it reads the same."""
     schema_version: int = SCHEMA_VERSION
 
     @property
@@ -284,6 +286,10 @@ class Row:
     """[length] int32: step of the weights that sampled; -1 where not sampled."""
     turn: np.ndarray
     """[length] int32: index of the turn that holds the token."""
+    prompt_length: int = 0
+    """Tokens before the first that was sampled, by whomever."""
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    """Those of the trained turns' spans, [length] or [length, k] each; NaN, or -1 of whole numbers, where a turn has none."""
 
 
 def rows_of(rollout: Rollout) -> tuple[Row, ...]:
@@ -317,4 +323,12 @@ def _row_of_path(turns: Sequence[Turn], path: Sequence[int], seen: set[int]) -> 
         sampler_logprobs=np.concatenate([span.logprobs for span in spans]),
         version_steps=np.concatenate(steps),
         turn=np.concatenate([np.full(len(span), index, dtype=np.int32) for index, span in zip(path, spans, strict=True)]),
+        prompt_length=int(spans[0].sampled.argmax()) if spans[0].sampled.any() else len(spans[0]),
+        columns={name: _column(spans, name) for name in dict.fromkeys(name for span in spans for name in span.columns)},
     )
+
+
+def _column(spans: Sequence[TokenSpan], name: str) -> np.ndarray:
+    like = next(span.columns[name] for span in spans if name in span.columns)
+    nothing = -1 if np.issubdtype(like.dtype, np.integer) else np.nan
+    return np.concatenate([span.columns.get(name, np.full((len(span), *like.shape[1:]), nothing, dtype=like.dtype)) for span in spans])

@@ -20,7 +20,9 @@ from agentrl import objectives, runfile
 from agentrl.curriculum import Curriculum
 from agentrl.engines.vllm_setup import PROBED_TEXT, Adapter
 from agentrl.errors import AgentRLError, CheckpointError, ConfigError, LearnerDiverged, PublishError, RunCannotLearn
-from agentrl.follow import follow, sends_adapter, sent_weights
+from agentrl.finishing import open_loggers, open_pusher, push_at_end, push_while_training, pushes_after, write_model
+from agentrl.follow import begins_apart, follow, sends_adapter, sent_weights
+from agentrl.further import further_examples
 from agentrl.interrupt import Abandoned, Interrupt
 from agentrl.lost_rank import told_in_one_line
 from agentrl.metrics import group_metrics, why_idle
@@ -31,8 +33,10 @@ from agentrl.records import SamplingContract, Version
 from agentrl.restore import load_checkpoint, open_buffer, open_replay
 from agentrl.rollout.tokenizer import load_tokenizer
 from agentrl.run_folder import RunFolder, RunState, new_folder, read_metrics
-from agentrl.session import Session, cpu_share, spare_cores
+from agentrl.session import Session, cpu_share, resolve_model, spare_cores
 from agentrl.tasks import TaskSource
+from agentrl.teacher_servers import check_served, teaching_of
+from agentrl.teachers import with_teachers
 from agentrl.warm_start import read_warm_start, warm_up
 
 if TYPE_CHECKING:
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
 
     from agentrl.buffer import Buffer
     from agentrl.config import RunConfig
+    from agentrl.hub import Pusher
     from agentrl.learner import Learner
     from agentrl.objectives import Needs
     from agentrl.progress import Progress
@@ -82,6 +87,8 @@ class Run:
     """Steps in a row, up to the last one, that changed no weight."""
     replay: Replay | None = None
     """Groups of earlier steps, where those without a signal are replaced."""
+    pusher: Pusher | None = None
+    """What takes the model to the Hub."""
 
     def connect(self, *, restored: bool, warmed: bool = False) -> None:
         """Wait for the engine, give it the restored or warmed weights, and let groups flow between buffer and rollout processes."""
@@ -91,7 +98,7 @@ class Run:
             self.session.adapter = Adapter(config=self.learner.adapter_config(), weights=list(self.learner.adapter_weights()))
         if restored:
             self.saved = self.learner.step
-        if restored or warmed or self.session.joins_servers:
+        if restored or warmed or begins_apart(self.config) or self.session.joins_servers:
             self.publish(first=True)
         config, dtype = self.config, self.session.dtype
         contract = SamplingContract(temperature=config.sampling.temperature, dtype=dtype, engine=config.engine.kind)
@@ -100,6 +107,7 @@ class Run:
             contract=contract,
             rival=None if needs.rival is None else replace(contract, reference_share=needs.rival),
             judged=needs.judge,
+            teaching=teaching_of(config, needs),
             next_group=self.buffer.dispatch,
             on_played=self.buffer.finished,
             on_lost=self.buffer.lost,
@@ -111,7 +119,7 @@ class Run:
         """Take the oldest groups, step, publish, admit; until the steps or the data are done."""
         from agentrl.learner import ranks
 
-        while self.learner.step < self.config.steps:
+        while self.learner.step < self.config.num_steps:
             started = time.perf_counter()
             self.progress.waiting("rollouts")
             with self.interrupt.waiting():
@@ -119,7 +127,7 @@ class Run:
             filled, replayed = self.replay.fill(groups, self.learner.step) if self.replay is not None else (groups, {})
             trained = ranks.broadcast_groups(self.learner.accelerator, filled)
             if not groups:
-                self.progress.message(f"the data ended after {self.learner.step} of {self.config.steps} steps")
+                self.progress.message(f"the data ended after {self.learner.step} of {self.config.num_steps} steps")
                 break
             taken = time.perf_counter()
             self.progress.waiting("learner")
@@ -140,6 +148,8 @@ class Run:
                 self.record(metrics, {"wait": taken - started, "update": updated - taken, "publish": time.perf_counter() - updated})
             if self.learner.step % self.config.checkpoint.every == 0:
                 self.checkpoint()
+            if pushes_after(self.config, self.learner.step):
+                push_while_training(self.pusher, self.folder, self.learner, self.tokenizer, self.config)
         self.check_that_it_learned()
 
     def check_that_it_learned(self) -> None:
@@ -230,8 +240,7 @@ class Run:
     def export(self) -> None:
         """Write the model for everybody else."""
         self.progress.waiting("the final model")
-        with self.folder.writing_model() as draft:
-            self.learner.export(draft, self.tokenizer)
+        write_model(self.folder, self.learner, self.tokenizer, self.config)
 
 
 def train(config: RunConfig, *, resume: Path | None = None, progress: Progress) -> RunResult:
@@ -242,12 +251,16 @@ def train(config: RunConfig, *, resume: Path | None = None, progress: Progress) 
     """
     objective = objectives.get(config.objective["name"])
     objective_config = objectives.validate(config.objective)
+    if objective.is_offline(objective_config):
+        from agentrl.offline import train_offline
+
+        return train_offline(config, resume=resume, progress=progress)
     needs = objective.needs(objective_config)
     check_needs(config, needs, objective.name)
     if launched_rank() > 0:
         with told_in_one_line():
             follow(config, objective, objective_config, RunFolder(resume).latest_checkpoint() if resume else None)
-        return RunResult(folder=resume or Path(config.output or ""), steps=config.steps, interrupted=False, last={})
+        return RunResult(folder=resume or Path(config.output or ""), steps=config.num_steps, interrupted=False, last={})
     folder = RunFolder(resume or (Path(config.output) if config.output else new_folder(config)))
     if resume is None:
         folder.create(runfile.dump(config))
@@ -277,12 +290,16 @@ def _train(
 ) -> RunResult:
     progress.waiting("start")
     with interrupt.waiting():  # there is nothing to save yet
+        pusher = open_pusher(config, folder, progress.message)
+        if pusher is not None:
+            stack.callback(pusher.close)
         session = stack.enter_context(Session(config, folder.logs))
         needs = objective.needs(objective_config)
         restored = folder.latest_checkpoint() if resuming else None
         earlier = read_warm_start(config, needs) if config.warm_start is not None and restored is None else None
         session.start_engine(config.model, reference=needs.rival is not None)  # loads while the learner does
         at = folder.read_state(restored) if restored is not None else None
+        stack.callback(open_loggers(config, folder, progress.message, step=at.step if at is not None else 0).close)
         session.start_policies(folder.path, Version(lineage=at.lineage, step=at.step) if at is not None else None)
         rows = session.rows("train")
         for notice in rows.notices:
@@ -297,20 +314,23 @@ def _train(
 
         logging.disable_progress_bar()
         threads, spare = cpu_share(config, "learner"), spare_cores(config)
-        learner = Learner(config, objective, objective_config, session.model_dir, threads=threads, spare_threads=spare)
+        taught = with_teachers(config, session.model_dir, resolve_model)
+        learner = Learner(taught, objective, objective_config, session.model_dir, threads=threads, spare_threads=spare)
         tokenizer = load_tokenizer(session.model_dir)
+        learner.further = further_examples(config, objective.data, needs, tokenizer, session.model_dir, say=progress.message)
+        check_served(config, needs, tokenizer)
         if restored is not None:
             load_checkpoint(learner, folder, restored)
         lineage, buffer = open_buffer(config, folder, tasks, restored, needs, resuming=resuming)
         stack.callback(buffer.close)
         run = Run(config, folder, lineage, learner, tokenizer, session, buffer, progress, interrupt, last={})
-        run.replay = open_replay(config, folder, restored, needs)
+        run.replay, run.pusher = open_replay(config, folder, restored, needs), pusher
         if earlier is not None:
             warm_up(learner, config, folder, earlier, progress)
             run.checkpoint()  # of step 0: a resume does not warm up again
         run.connect(restored=restored is not None, warmed=earlier is not None)
         folder.keep_config(runfile.dump(config))
-        if learner.step >= config.steps:
+        if learner.step >= config.num_steps:
             progress.message(f"the run has done its {learner.step} steps already; for more: --set steps=N")
     interrupted = _learn_and_save(run)
     return RunResult(folder=folder.path, steps=learner.step, interrupted=interrupted, last=run.last)
@@ -351,6 +371,7 @@ def _learn_and_save(run: Run) -> bool:
         run.progress.message(f"interrupted after step {run.learner.step}; go on with: agentrl train --resume {run.folder.path}")
     else:
         run.buffer.drop_rest()
+        push_at_end(run.pusher, run.folder, run.learner.step, run.progress, run.interrupt)
     return interrupted
 
 
@@ -361,5 +382,5 @@ def _save_after(error: AgentRLError, run: Run) -> None:
     except CheckpointError as second:
         run.progress.message(f"{second}")
         return
-    if run.learner.step < run.config.steps:
+    if run.learner.step < run.config.num_steps:
         run.progress.message(f"the run stopped after step {run.learner.step}; go on with: agentrl train --resume {run.folder.path}")

@@ -3,9 +3,14 @@
 - config.yaml: all values resolved
 - metrics.jsonl: one object a step
 - warm_start.jsonl: one object a step of a warm start
+- evaluations.jsonl: one object an evaluation of an offline run
+- samples.jsonl: one object an answer to a held-out prompt of an offline run
+- card.json: what the model's card says beside configuration and metrics
 - rollouts/: every episode (agentrl.rollout_log)
 - checkpoints/step-N/: learner state and run.json, complete or absent
 - model/: the final model
+- push/: weights on their way to the Hugging Face Hub
+- reference/: log-probs of an offline run's rows under its reference
 - logs/: one file a child process
 """
 
@@ -23,13 +28,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from agentrl import objectives
 from agentrl.curriculum import TaskState
 from agentrl.errors import CheckpointError, ConfigError
 from agentrl.records import SCHEMA_VERSION
 from agentrl.rollout_log import replace_file
+from agentrl.selection import Selection
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from agentrl.config import RunConfig
 
@@ -56,6 +63,10 @@ class RunState:
     replay: tuple[ReplayEntry, ...] = ()
     tasks: tuple[TaskState, ...] = ()
     """What the curriculum knows of tasks."""
+    selection: Selection | None = None
+    """Which evaluation of an offline run was the best."""
+    data: str = ""
+    """Fingerprint of the rows that an offline run trains on."""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -66,11 +77,16 @@ class RunFolder:
         self.path = path
         self.metrics_file = path / "metrics.jsonl"
         self.warm_start_file = path / "warm_start.jsonl"
+        self.evaluations_file = path / "evaluations.jsonl"
+        self.samples_file = path / "samples.jsonl"
         self.rollouts = path / "rollouts"
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
         self.logs = path / "logs"
+        self.reference = path / "reference"
         self.config_file = path / "config.yaml"
+        self.on_logged: Callable[[Mapping[str, float]], None] | None = None
+        """Given each step and evaluation after it is written."""
         self._lock: int | None = None
 
     def create(self, config_text: str) -> None:
@@ -127,12 +143,24 @@ class RunFolder:
     def log_metrics(self, metrics: dict[str, float]) -> None:
         """Append one step."""
         self._append(self.metrics_file, metrics)
+        if self.on_logged is not None:
+            self.on_logged(metrics)
 
     def log_warm_step(self, metrics: dict[str, float]) -> None:
         """Append one step of a warm start; the first one forgets those of a warm start that did not come to its end."""
         self._append(self.warm_start_file, metrics, anew=metrics["step"] == 1)
 
-    def _append(self, path: Path, metrics: dict[str, float], *, anew: bool = False) -> None:
+    def log_evaluation(self, figures: dict[str, float]) -> None:
+        """Append one evaluation."""
+        self._append(self.evaluations_file, figures)
+        if self.on_logged is not None:
+            self.on_logged(figures)
+
+    def log_sample(self, sample: dict[str, Any]) -> None:
+        """Append one answer to a held-out prompt; it has the `step` that the weights are of."""
+        self._append(self.samples_file, sample)
+
+    def _append(self, path: Path, metrics: dict[str, Any], *, anew: bool = False) -> None:
         try:
             with path.open("wb" if anew else "ab") as file:
                 file.write(json.dumps(metrics).encode() + b"\n")
@@ -141,8 +169,9 @@ class RunFolder:
 
     def cut_metrics(self, step: int) -> None:
         """Forget the steps past `step`, and a line torn by a crash."""
-        kept = [line for line, metrics in _metrics_lines(self.metrics_file) if metrics["step"] <= step]
-        replace_file(self.metrics_file, b"".join(kept))
+        for path in (self.metrics_file, self.evaluations_file, self.samples_file):
+            if path == self.metrics_file or path.exists():
+                replace_file(path, b"".join(line for line, metrics in _metrics_lines(path) if metrics["step"] <= step))
 
     def latest_checkpoint(self, *, before: Path | None = None) -> Path | None:
         """The newest complete checkpoint, or the newest but one where `before` is the newest."""
@@ -169,7 +198,7 @@ class RunFolder:
 
         Raises `CheckpointError` when the disk does not take it; earlier checkpoints are unharmed.
         """
-        final = self.checkpoints / f"step-{state.step:06d}"
+        final = self.checkpoint_of(state.step)
         try:
             with _whole_folder(final) as draft:
                 yield draft
@@ -206,23 +235,45 @@ class RunFolder:
                 f"`agentrl train --resume {self.path}`: it goes on from {self.latest_checkpoint() or 'the start'}"
             ) from error
 
+    def push_folder(self, step: int) -> Path:
+        """Where the weights of a step lie while they are pushed."""
+        return self.path / "push" / f"step-{step:06d}"
+
+    @contextlib.contextmanager
+    def writing_push(self, step: int) -> Iterator[Path]:
+        """A folder to fill with weights that are to be pushed. Raises `CheckpointError` like a checkpoint."""
+        final = self.push_folder(step)
+        try:
+            with _whole_folder(final) as draft:
+                yield draft
+        except (OSError, RuntimeError, CheckpointError) as error:
+            raise CheckpointError(
+                f"cannot write the weights to push to {final}: {error.__cause__ or error}; free some space, or remove hub.every, and run "
+                f"`agentrl train --resume {self.path}`: it goes on from {self.latest_checkpoint() or 'the start'}"
+            ) from error
+
+    def checkpoint_of(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or would be."""
+        return self.checkpoints / f"step-{step:06d}"
+
     def checkpoint_steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first."""
         return [int(path.name.removeprefix("step-")) for path in self._complete_checkpoints()]
 
-    def prune_checkpoints(self, keep: int) -> None:
-        """Remove all but the newest `keep`, and what is left of incomplete ones."""
-        kept = self._complete_checkpoints()[-keep:]
+    def prune_checkpoints(self, keep: int, *, spared: int | None = None) -> None:
+        """Remove all but the newest `keep` and that of the step `spared`, and what is left of incomplete ones."""
+        kept = [*self._complete_checkpoints()[-keep:], *([] if spared is None else [self.checkpoint_of(spared)])]
         for path in self.checkpoints.glob("step-*"):
             if path not in kept:
                 shutil.rmtree(path, ignore_errors=True)
 
 
 def new_folder(config: RunConfig) -> Path:
-    """Make `runs/<env>-<model>-<date>-<time>`, with a number where another run has taken that name in the same second."""
-    mixed = "-".join(part.env.partition("?")[0] for part in config.envs)
-    environment = (config.env or mixed or Path(config.dataset or "run").stem).partition("?")[0].replace("/", "_").replace(":", "-")
-    first = f"runs/{environment}-{Path(config.model).name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """Make `runs/<source>-<model>-<date>-<time>`, with a number where another run has taken that name in the same second.
+
+    The source is the environment, or the dataset, in an offline run with the objective behind it.
+    """
+    first = f"runs/{_source(config)}-{Path(config.model).name}-{time.strftime('%Y%m%d-%H%M%S')}"
     taken = 1
     while True:
         path = Path(first if taken == 1 else f"{first}-{taken}")
@@ -234,6 +285,16 @@ def new_folder(config: RunConfig) -> Path:
             raise ConfigError(f"cannot make the run folder {path}: {error}; give --output") from error
         else:
             return path
+
+
+def _source(config: RunConfig) -> str:
+    """What a run learns from, as part of a file's name."""
+    names = [config.env] if config.env else [one.env for one in config.envs]
+    specs = [config.dataset] if config.dataset else [one.dataset for one in config.datasets]
+    names += [Path(spec.partition("?")[0].rstrip("/")).stem for spec in specs]
+    if objectives.get(config.objective["name"]).is_offline(objectives.validate(config.objective)):
+        names.append(config.objective["name"])
+    return "-".join(name.partition("?")[0] for name in names or ["run"]).replace("/", "_").replace(":", "-")[:120]
 
 
 @contextlib.contextmanager
@@ -281,3 +342,8 @@ def _metrics_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """All steps of a run folder, oldest first."""
     return [metrics for _, metrics in _metrics_lines(folder / "metrics.jsonl")]
+
+
+def read_evaluations(folder: Path) -> list[dict[str, Any]]:
+    """All evaluations of an offline run's folder, oldest first."""
+    return [figures for _, figures in _metrics_lines(folder / "evaluations.jsonl")]

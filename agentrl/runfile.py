@@ -24,6 +24,8 @@ from agentrl.config import RunConfig
 from agentrl.config_errors import Key, dotted, known_keys, sentences, shown
 from agentrl.errors import ConfigError
 from agentrl.needs import mistakes_of_needs
+from agentrl.offline_needs import mistakes_of_mixture, mistakes_of_offline, mistakes_of_online
+from agentrl.teachers import mistakes_of_teachers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -123,30 +125,40 @@ def _resolve(config: RunConfig) -> tuple[RunConfig, dict[Key, str]]:
             registry.import_module(name)
         except ConfigError as error:
             return config, {("imports", index): str(error)}
-    mistakes: dict[Key, str] = dict(_mistakes_of_source(config))
+    mistakes: dict[Key, str] = {}
     name = config.objective["name"]
     if not isinstance(name, str):
-        return config, mistakes | {("objective", "name"): f"`objective.name` got {shown(name)}; it must be text"}
+        return config, {("objective", "name"): f"`objective.name` got {shown(name)}; it must be text"}
     try:
         objective = objectives.get(name)
         options = objective.config.model_validate_json(json.dumps(config.objective), strict=True)
     except ConfigError as error:
-        return config, mistakes | {("objective", "name"): str(error)}
+        return config, dict(_mistakes_of_source(config)) | {("objective", "name"): str(error)}
     except ValidationError as error:
         known = [f"objective.{key}" for key in known_keys(objective.config)] + known_keys(RunConfig)
-        return config, mistakes | sentences(error, objective.config, known=known, prefix=("objective",))
-    mistakes |= dict(mistakes_of_needs(config, objective.needs(options), name))
-    return config.model_copy(update={"objective": options.model_dump(mode="json")}), mistakes
+        source = {} if objective.data is not None else dict(_mistakes_of_source(config))
+        return config, source | sentences(error, objective.config, known=known, prefix=("objective",))
+    resolved: dict[str, Any] = {"objective": options.model_dump(mode="json")}
+    needs = objective.needs(options)
+    mistakes |= dict(mistakes_of_teachers(config, needs, name))
+    if not objective.is_offline(options):
+        mistakes |= dict(_mistakes_of_source(config, rewards=needs.rewards)) | dict(mistakes_of_online(config, name))
+        mistakes |= dict(mistakes_of_needs(config, needs, name))
+        mistakes |= dict(mistakes_of_mixture(config, needs))
+        resolved["steps"] = config.num_steps
+    else:
+        mistakes |= dict(mistakes_of_offline(config, needs, name))
+    return config.model_copy(update=resolved), mistakes
 
 
-def _mistakes_of_source(config: RunConfig) -> Iterator[tuple[Key, str]]:
+def _mistakes_of_source(config: RunConfig, *, rewards: bool = True) -> Iterator[tuple[Key, str]]:
     if config.envs and (config.env is not None or config.dataset is not None):
         yield ("envs",), "`envs` and `env` or `dataset` are both set; a run has one source of tasks: remove one of them"
     if config.env is None and config.dataset is None and not config.envs:
         yield ("env",), "there is nothing to train on: set `env` (see `agentrl env list`), or `dataset` with `rewards`"
     if config.env is not None and config.dataset is not None:
         yield ("dataset",), "`env` and `dataset` are both set; a run has one source of tasks: remove one of them"
-    elif config.dataset is not None and not config.rewards and config.judge is None:
+    elif rewards and config.dataset is not None and not config.rewards and config.judge is None:
         yield ("dataset",), "`dataset` needs `rewards`: a list of file.py:function or package.module:function"
     if config.judge is not None and config.dataset is None:
         yield ("judge",), "`judge` compares rollouts of a `dataset`, and none is set; an environment compares its own by `compare`"

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 
-from agentrl.dispatch import Setup
+from agentrl import objectives
+from agentrl.dispatch import Setup, Teaching
 from agentrl.errors import AgentRLError, ConfigError, PublishError, SamplerUnavailable
 from agentrl.fleet import Fleet
 from agentrl.records import Version
@@ -153,7 +154,7 @@ class Session:
             from agentrl.engines.embedded import EmbeddedPublisher
 
             assert self._engine is not None
-            partial = self.config.learner.lora is not None
+            partial = self.config.learner.lora is not None and self.config.learner.lora.quantize is None
             self._publisher = EmbeddedPublisher.connect(self._engine, timeout_s=self.config.engine.timeout_s, partial=partial)
         return self._publisher
 
@@ -202,8 +203,12 @@ class Session:
         seed: int | None = None,
         rival: SamplingContract | None = None,
         judged: bool = False,
+        teaching: Teaching | None = None,
     ) -> Fleet:
-        """Start the rollout processes; groups flow as soon as they are ready. `rival` and `judged` go out with each: see `Play`."""
+        """Start the rollout processes; groups flow as soon as they are ready. `rival` and `judged` go out with each: see `Play`.
+
+        `teaching` is what they do for a teacher with each finished group.
+        """
         setup = Setup(
             config=self.config.model_dump(mode="json"),
             environment=self.environment,
@@ -211,6 +216,7 @@ class Session:
             engine_socket=str(self._engine.socket_path) if self._engine is not None else "",
             log_folder=str(self._logs),
             policies=self.policies.places() if self.policies is not None else (),
+            teaching=teaching,
         )
         self._fleet = Fleet(
             setup,
@@ -265,8 +271,14 @@ def environment_spec(config: RunConfig) -> str:
         "rewards": ",".join(config.rewards) if plain else json.dumps(config.rewards, ensure_ascii=False),
         "judge": config.judge or "",
         "weights": ",".join(map(repr, config.reward_weights)),
+        "unscored": "" if config.rewards or config.judge or _reads_rewards(config) else "true",
     }
     return "dataset?" + urlencode({name: value for name, value in arguments.items() if value}, safe="/:,")
+
+
+def _reads_rewards(config: RunConfig) -> bool:
+    objective = objectives.get(config.objective["name"])
+    return objective.needs(objectives.validate(config.objective)).rewards
 
 
 def resolve_model(model: str) -> str:

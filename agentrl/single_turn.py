@@ -37,17 +37,19 @@ class SingleTurn(Environment):
 
     train: Sequence[Mapping[str, Any]]
     rewards: Sequence[RewardFunction] = ()
-    """May be none where there is a judge; every score is then 0."""
+    """May be none where there is a judge, or where nothing is scored; every score is then 0."""
     eval: Sequence[Mapping[str, Any]] = ()
     weights: Sequence[float] | None = None
     """One a reward, finite; all 1 by default."""
     judge: JudgeFunction | None = None
+    unscored: bool = False
+    """No rewards and no judge, for an objective that reads neither: it learns from a teacher."""
     max_turns: ClassVar[int | None] = 1
     max_tokens: int | None = field(default=None, init=False)
     done: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        if not self.rewards and self.judge is None:
+        if not self.rewards and self.judge is None and not self.unscored:
             raise ValueError("SingleTurn needs at least one reward function, or a judge")
         if self.weights is not None and len(self.weights) != len(self.rewards):
             raise ValueError(f"got {len(self.weights)} weights for {len(self.rewards)} rewards; give one weight a reward")

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from agentrl.buffer import has_signal
 from agentrl.errors import ConfigError, LearnerDiverged
-from agentrl.objectives.supervised import WARM_START_NLL
+from agentrl.imitation import imitated
+from agentrl.objectives.sft import IMITATION
 from agentrl.records import Group, Rollout, SamplingContract, Turn, Version
 from agentrl.rollout_log import read_groups
 
@@ -140,7 +141,7 @@ def warm_steps(learner: Learner, config: RunConfig, groups: Sequence[Group] | No
 
     section = config.warm_start
     assert section is not None
-    objective = WARM_START_NLL if section.mode == "supervised" else None
+    objective = IMITATION if section.mode == "supervised" else None
     rate = config.learner.lr if section.lr is None else section.lr
     for number in range(section.steps):
         mine = None if groups is None else _step_of(groups, number, config.groups_per_step)
@@ -170,21 +171,10 @@ def _imitated(config: RunConfig, section: WarmStartConfig) -> Callable[[Group], 
     contract = SamplingContract(temperature=config.sampling.temperature)
 
     def choose(group: Group) -> Group | None:
-        least = section.min_reward
-        if least is None:
-            scores = {score for score in group.scores if score is not None}
-            if len(scores) < 2:
-                return None
-            least = max(scores)
-        best = tuple(_resampled(one, contract) for one in group.rollouts if _passes(one, least, config))
-        return replace(group, rollouts=best, preferences=()) if best else None
+        best = imitated(group, section.min_reward, without_truncated=config.learner.mask_truncated)
+        return replace(group, rollouts=tuple(_resampled(one, contract) for one in best), preferences=()) if best else None
 
     return choose
-
-
-def _passes(rollout: Rollout, least: float, config: RunConfig) -> bool:
-    cut = config.learner.mask_truncated and rollout.ending == "truncated"
-    return rollout.score.value is not None and rollout.score.value >= least and rollout.num_sampled > 0 and not cut
 
 
 def _resampled(rollout: Rollout, contract: SamplingContract) -> Rollout:

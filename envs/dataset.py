@@ -28,6 +28,7 @@ def dataset(
     eval_path: str | None = None,
     judge: str | None = None,
     weights: str | float | list[float] | None = None,
+    unscored: bool = False,
 ) -> SingleTurn:
     """Train on the rows of a file.
 
@@ -38,15 +39,17 @@ def dataset(
         eval_path: rows to evaluate on; by default every 20th row of `path`, which is then not trained on.
         judge: a function that compares two completions, `file.py:function` or `package.module:function`.
         weights: of the rewards, one each, comma-separated; all 1 by default.
+        unscored: neither rewards nor a judge, for an objective that learns from a teacher alone; every score is 0.
     """
-    if not rewards and not judge:
+    if not rewards and not judge and not unscored:
         raise ConfigError("the dataset environment needs `rewards`, a `judge`, or both: file.py:function or package.module:function")
     rows = read_rows(Path(path))
     train, held_out = (rows, read_rows(Path(eval_path))) if eval_path is not None else (split_rows(rows, "train"), split_rows(rows, "eval"))
     names = rewards.split(",") if isinstance(rewards, str) else rewards or []
     functions: list[RewardFunction] = [find_function("reward", name) for name in names]
     compare: JudgeFunction | None = find_function("judge", judge) if judge else None
-    return SingleTurn(train=train, eval=held_out, rewards=functions, judge=compare, weights=_numbers(weights, len(functions)))
+    numbers = _numbers(weights, len(functions))
+    return SingleTurn(train=train, eval=held_out, rewards=functions, judge=compare, weights=numbers, unscored=unscored)
 
 
 def _numbers(weights: str | float | list[float] | None, count: int) -> list[float] | None:

@@ -11,6 +11,7 @@ import re
 import threading
 from typing import TYPE_CHECKING, Any
 
+from agentrl.data.tokens import Draft, TokenWriter
 from agentrl.errors import ConfigError
 from agentrl.servers.reward_rows import RewardOptions, RewardRow, RowScore, aggregated
 
@@ -43,6 +44,8 @@ class RewardScorer:
         self.max_length = _max_length(options, config, self._tokenizer)
         self._pad: int | None = config.get_text_config().pad_token_id
         self._special = _special_tokens(self._tokenizer)
+        # A model that was trained here is asked with the tokens that it was trained on, the end of a text among them.
+        self._writer = TokenWriter(self._tokenizer) if getattr(config, "tokenized_by", None) == "agentrl" else None
         self._lock = threading.Lock()
 
     def score(self, rows: Sequence[RewardRow]) -> list[RowScore]:
@@ -73,6 +76,9 @@ class RewardScorer:
         if row.steps is not None:
             raise ValueError("this model scores whole answers: send completions, not steps")
         if isinstance(row.prompt, str) and isinstance(row.completion, str):
+            if self._writer is not None and row.prompt + row.completion:
+                (tokens,) = self._writer.tokens([Draft(text=_plain(row.prompt + row.completion), prompt=len(row.prompt))])
+                return [int(token) for token in tokens.ids]
             return self._ids(row.prompt + row.completion, special=True)
         if isinstance(row.completion, str):
             raise ValueError("prompt and completion are both texts, or both messages")
@@ -87,18 +93,25 @@ class RewardScorer:
         steps = tuple(map(self._harmless, steps))
         if not steps:
             raise ValueError("the completion has no steps")
+        inner = self._ids if self._writer is None else self._writer.inner_ids
         if isinstance(row.prompt, str):
-            ids = self._ids(row.prompt, special=True)
+            ids = self._ids(row.prompt, special=True) if self._writer is None else self._begun(_plain(row.prompt), self._writer)
         else:
             ids = self._ids(self._templated(row.prompt, add_generation_prompt=True))
-        between = self._ids(self.options.separator)
+        between = inner(self.options.separator)
         if not between:
             raise ValueError(f"the separator {self.options.separator!r} has no token")
         ends = []
         for step in steps:
-            ids = [*ids, *self._ids(step), *between]
+            ids = [*ids, *inner(_plain(step)), *between]
             ends.append(len(ids) - 1)
         return ids, ends
+
+    @staticmethod
+    def _begun(prompt: str, writer: TokenWriter) -> list[int]:
+        """Tokens of a prompt, with what the tokenizer puts before a text."""
+        ids = writer.ids(prompt)
+        return ids if ids[: len(writer.lead)] == list(writer.lead) else [*writer.lead, *ids]
 
     def _harmless(self, text: str) -> str:
         """Without special tokens, a zero-width space behind their first character: with one an answer could end its turn, and praise it."""
@@ -111,8 +124,7 @@ class RewardScorer:
 
     def _ids(self, text: str, *, special: bool = False) -> list[int]:
         """Tokens of a text; with those that the tokenizer puts around a text of its own accord where there is no template."""
-        plain = text.encode("utf-8", "replace").decode()  # lone surrogates
-        ids: list[int] = self._tokenizer(plain, add_special_tokens=special, verbose=False)["input_ids"]
+        ids: list[int] = self._tokenizer(_plain(text), add_special_tokens=special, verbose=False)["input_ids"]
         return ids
 
     def _batches(self, encoded: list[tuple[int, list[int], list[int]]]) -> Iterator[list[tuple[int, list[int], list[int]]]]:
@@ -154,6 +166,11 @@ class RewardScorer:
         if not all(map(math.isfinite, steps)):
             return RowScore.failed("the model answered nan")
         return RowScore(value=aggregated(steps, self.options.aggregate), steps=steps)
+
+
+def _plain(text: str) -> str:
+    """Without lone surrogates, a character for each."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _loaded(options: RewardOptions, kind: Any, what: str) -> Any:

@@ -163,7 +163,7 @@ def test_a_wrong_run_file_is_told_in_full(tmp_path):
     assert result.exit_code == 2
     assert result.stderr == (
         f"agentrl: {path}, line 3: unknown key `learning_rate`; here it is called learner.lr\n"
-        f"{path}, line 4: `steps` got 'x' (text); it must be a whole number\n"
+        f"{path}, line 4: `steps` got 'x' (text); it must be a whole number or null\n"
     )
 
 
@@ -283,8 +283,8 @@ def own_objective(tmp_path):
 
 def test_objectives_list_has_them_all(own_objective):
     lines = [line.rstrip() for line in run("objectives", "list", "--import", own_objective).stdout.splitlines()]
-    assert "  grpo              Rewards relative to the group's mean, a clipped ratio a" in lines
-    assert "  mine_for_the_cli  All mine." in lines
+    assert "  grpo                  Rewards relative to the group's mean, a clipped ratio a" in lines
+    assert "  mine_for_the_cli      All mine." in lines
     rows = json.loads(run("objectives", "list", "--import", own_objective, "--json").stdout)
     assert {row["name"] for row in rows} == set(objectives.registered())
     assert next(row for row in rows if row["name"] == "ppo")["requires"]["passes"] == 4

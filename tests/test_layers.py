@@ -8,12 +8,14 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PUBLIC = {"environment", "errors", "gold_audit", "llm", "records", "registry", "reward_call", "single_turn"}
 """What an environment or a reward may use: the same that a user's own may."""
-BASE = {"checksum", "config", "config_errors", "errors", "records", "wire"}
+BASE = {"checksum", "config", "config_errors", "errors", "examples", "adapter_folder", "records", "teacher_prompt", "wire"}
 ALLOWED = {
     "errors": set(),
     "gold_audit": {"errors"},
     "records": set(),
     "config": {"errors"},
+    "examples": set(),
+    "teacher_prompt": {"errors"},
     "llm": set(),
     "environment": {"errors", "llm", "records"},
     "single_turn": {"environment", "errors", "records", "reward_call"},
@@ -21,17 +23,19 @@ ALLOWED = {
     "registry": {"environment", "errors"},
     "wire": {"errors", "records"},
     "objectives": {*BASE, "objectives"},
+    "data": {*BASE, "data", "imitation", "rollout", "rollout_log"},
     "learner": {*BASE, "learner", "objectives", "products"},
     "engines": {*BASE, "dispatch", "engines", "lifeline", "processes", "products", "scratch", "transfer_format"},
     "rollout": {*BASE, *PUBLIC - {"gold_audit", "reward_call"}, "dispatch", "engines", "lifeline", "processes", "rollout", "scratch"},
     "envs": {*PUBLIC, "envs", "rewards", "servers"},
     "rewards": {"environment", "errors", "records", "reward_call", "rewards", "servers"},
-    "servers": {*PUBLIC, "config", "lifeline", "processes", "rollout", "scratch", "servers", "transfer_format", "wire"},
+    "servers": {*PUBLIC, "config", "data", "lifeline", "processes", "rollout", "scratch", "servers", "transfer_format", "wire"},
 }
 """Part of agentrl -> the parts that it may import, types included. Parts that are not named assemble the others."""
 BY_NAME_ONLY = {"envs", "rewards", "servers"}
 """Never imported by the core, which finds them by their names like anybody else's."""
 WITHOUT_TORCH = ["config", "config_errors", "environment", "errors", "llm", "records", "registry", "runfile", "wire", "cli", "progress"]
+WITHOUT_TORCH += [f"data.{name}" for name in ("convert", "faults", "mixtures", "schemas", "sources", "splits", "streams")]
 
 
 def sources():

@@ -140,7 +140,7 @@ def test_corrections_say_what_they_do_and_who_refuses_them():
     assert facts["tis"]["refused_by"] == ["aipo", "decoupled_ppo", "dppo", "m2po", "rloo", "vespo"]
     assert facts["veto"]["refused_by"] == []
     assert facts["ratio_cap"]["refused_by"] == ["rloo"]
-    assert facts_of("corrections")["taken_by_none"] == ["a2po", "nash_md", "online_dpo", "xpo"]
+    assert facts_of("corrections")["taken_by_none"] == ["a2po", "nash_md", "online_dpo", "sdft", "ssd", "xpo"]
 
 
 def test_the_topic_kl_has_a_row_for_each_place_and_estimator():

@@ -4,16 +4,8 @@ import threading
 import pytest
 from rich.console import Console
 
-from agentrl.progress import (
-    ASCII_BLOCKS,
-    BLOCKS,
-    PlainProgress,
-    SilentProgress,
-    TerminalProgress,
-    clock_text,
-    default_progress,
-    trend,
-)
+from agentrl.progress import PlainProgress, SilentProgress, TerminalProgress, default_progress
+from agentrl.progress_panel import ASCII_BLOCKS, BLOCKS, clock_text, trend
 
 METRICS = {
     "reward/mean": 0.5,
@@ -59,6 +51,31 @@ def test_a_plain_line_holds_all_that_is_known_and_is_not_wrapped():
     assert file.getvalue() == (
         "step 1/10  reward 0.500  staleness 0.8 (max 1)  tokens/s 12,346  unscorable 0.4%  waited 25% of 2.0 s  left 0:18\n"
     )
+
+
+OFFLINE = {"loss": 1.25, "eval_loss": 1.5, "mean_token_accuracy": 0.625, "epoch": 0.5, "tokens_per_s": 2000.0, "time/step_s": 2.0}
+
+
+def test_a_step_on_a_dataset_shows_its_loss_and_what_else_it_knows():
+    progress, file = plain(0, Clock())
+    with progress:
+        progress.step({"step": 1, "steps": 10, **OFFLINE})
+    assert file.getvalue() == ("step 1/10  loss 1.250  eval loss 1.500  token accuracy 62.5%  epoch 0.50  tokens/s 2,000  left 0:18\n")
+    progress, file = plain(4, Clock())
+    with progress:
+        progress.step({"step": 1, "loss": 0.5, "rewards/accuracies": 0.75, "mean_token_accuracy": 0.5})
+    assert file.getvalue() == "step 1/4  loss 0.500  accuracy 75.0%\n"
+
+
+def test_the_panel_of_an_offline_run_draws_the_loss():
+    progress, shown = screen(0, Clock())
+    assert shown().startswith("step 0 ")  # nobody knows of how many
+    for step, loss in ((1, 2.0), (2, 1.0)):
+        progress.step({"step": step, "steps": 4, **OFFLINE, "loss": loss})
+    lines = shown().splitlines()
+    assert lines[0].startswith("step 2/4 ")
+    assert lines[1].split() == ["loss", "1.000", BLOCKS[-1] + BLOCKS[0]]
+    assert "eval loss 1.500" in lines[2]
 
 
 def test_a_plain_line_leaves_out_what_was_not_told():

@@ -72,6 +72,21 @@ def test_a_folder_that_cannot_be_made_says_why(tmp_path):
         RunFolder(tmp_path).reopen()
 
 
+@pytest.mark.parametrize(
+    ("options", "start"),
+    [
+        ({"env": "nim?size=3"}, "nim-quickstart-"),
+        ({"envs": [{"env": "nim"}, {"env": "countdown?a=1"}]}, "nim-countdown-quickstart-"),
+        ({"dataset": "data/rows.jsonl?split=train[:10]", "objective": "sft"}, "rows-sft-quickstart-"),
+        ({"dataset": "owner/name", "objective": "dpo"}, "name-dpo-quickstart-"),
+        ({"datasets": [{"dataset": "a.jsonl"}, {"dataset": "b/"}], "objective": "sft"}, "a-b-sft-quickstart-"),
+    ],
+)
+def test_a_folder_is_named_after_what_a_run_learns_from(tmp_path, options, start):
+    with contextlib.chdir(tmp_path):
+        assert new_folder(runfile.from_mapping({"model": "quickstart", **options})).name.startswith(start)
+
+
 def test_runs_of_one_second_get_folders_of_their_own(tmp_path):
     config = runfile.from_mapping({"model": "quickstart", "env": "e.py:E?a=1"})
     with contextlib.chdir(tmp_path):  # the default is relative

@@ -102,7 +102,10 @@ def test_naming_another_objective_drops_the_options_of_the_first(tmp_path):
         ("stepps: 3", "run.yaml, line 1: unknown key `stepps`; did you mean `steps`?"),
         ("learner:\n  lrr: 1", "run.yaml, line 2: unknown key `learner.lrr`; did you mean `learner.lr`?"),
         ("lr: 1", "run.yaml, line 1: unknown key `lr`; did you mean `learner.lr` or `warm_start.lr`?"),
-        ("learner: {temperature: 1}", "run.yaml, line 1: unknown key `learner.temperature`; did you mean `sampling.temperature`?"),
+        (
+            "learner: {temperature: 1}",
+            "run.yaml, line 1: unknown key `learner.temperature`; did you mean `sampling.temperature` or `objective.temperature`?",
+        ),
         ("device: cpu", "run.yaml, line 1: unknown key `device`; did you mean `engine.device` or `learner.device`?"),
         ("beta: 0", "run.yaml, line 1: unknown key `beta`; did you mean `objective.beta`?"),
         ("learning_rate: 1", "run.yaml, line 1: unknown key `learning_rate`; here it is called learner.lr"),
@@ -119,9 +122,9 @@ def test_an_unknown_key_names_the_one_that_was_meant(tmp_path, text, said):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("steps: '8'", "`steps` got '8' (text); it must be a whole number (without quotes)"),
+        ("steps: '8'", "`steps` got '8' (text); it must be a whole number or null (without quotes)"),
         ("steps: eight", "`steps` got 'eight' (text); it must be a whole number"),
-        ("steps: 1e2", "`steps` got 100.0; it must be a whole number (write 100)"),
+        ("steps: 1e2", "`steps` got 100.0; it must be a whole number or null (write 100)"),
         ("steps: 1.5", "`steps` got 1.5; it must be a whole number"),
         ("steps: 0", "`steps` got 0; it must be at least 1"),
         ("seed: true", "`seed` got true (a boolean); it must be a whole number"),

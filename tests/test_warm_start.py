@@ -15,7 +15,7 @@ from agentrl.config import RunConfig
 from agentrl.errors import ConfigError, LearnerDiverged
 from agentrl.needs import check_needs
 from agentrl.objectives import Needs
-from agentrl.objectives.supervised import WARM_START_NLL
+from agentrl.objectives.sft import IMITATION
 from agentrl.rollout_log import RolloutLog, read_groups
 from agentrl.run_folder import RunFolder, read_metrics
 from agentrl.warm_start import check_vocabulary, read_warm_start, warm_steps
@@ -131,7 +131,7 @@ def test_steps_go_through_the_groups_in_order_and_begin_again(tmp_path):
     config = make_config("r", steps=3, groups_per_step=2, learner={"lr": 0.25})
     learner = Counting()
     metrics = list(warm_steps(learner, config, [make_group(index, [0.0, 1.0]) for index in range(5)]))
-    assert learner.calls == [([0, 1], WARM_START_NLL, 0.25, 0), ([2, 3], WARM_START_NLL, 0.25, 1), ([4, 0], WARM_START_NLL, 0.25, 2)]
+    assert learner.calls == [([0, 1], IMITATION, 0.25, 0), ([2, 3], IMITATION, 0.25, 1), ([4, 0], IMITATION, 0.25, 2)]
     assert metrics[1] == {"step": 2, "loss": 0.5, "tokens": 8.0, "grad_norm": 0.0}
     assert learner.forgot == 1
 

@@ -201,7 +201,7 @@ def parse_answer(body: bytes, call: Call) -> Completion:
         if call.request.contract.reference_share and versions[-1].version != call.version:
             raise ValueError(f"version {version_text(versions[-1].version)} sampled, and the model that training started from was asked")
     except (msgspec.DecodeError, UnicodeDecodeError, ValueError, OverflowError) as error:
-        raise BadAnswer(f"{call.url} gave an answer that cannot be trained on: {error}; it began {_shown(body)}") from None
+        raise BadAnswer(f"{call.url} gave an answer that cannot be trained on: {error}; it began {shown_body(body)}") from None
     return Completion(ids=ids, logprobs=logprobs, versions=versions, finish_reason=reason)
 
 
@@ -211,10 +211,11 @@ def refusal(body: bytes) -> str:
         error = msgspec.json.decode(body)["error"]
         return str(error["message"])[:SHOWN_CHARS]
     except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
-        return _shown(body)
+        return shown_body(body)
 
 
-def _shown(body: bytes) -> str:
+def shown_body(body: bytes) -> str:
+    """The beginning of an answer, for messages."""
     return repr(body[:SHOWN_CHARS].decode("utf-8", "replace")) if body else "with nothing"
 
 

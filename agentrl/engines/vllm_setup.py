@@ -8,6 +8,7 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from agentrl.adapter_folder import settled, whole_only
 from agentrl.config import LaunchConfig
 from agentrl.engines.vllm_control import Control, http_client
 from agentrl.engines.vllm_launch import MAX_LORAS, Launcher, Server, server_options
@@ -45,7 +46,7 @@ def transport_of(config: RunConfig) -> str:
     engine = config.engine
     if engine.transport != "auto":
         return engine.transport
-    if config.learner.lora is not None:
+    if config.learner.lora is not None and whole_only(config.learner.lora) is None:
         return "lora"
     between_gpus = not engine.servers and learner_gpus(config) > 0 and importlib.util.find_spec("vllm") is not None
     return "nccl" if between_gpus else "filesystem"
@@ -84,7 +85,7 @@ def make_servers(config: RunConfig, model: str, *, logs: Path, threads: int, say
         options = server_options(
             engine.model_copy(update={"launch": launch}),
             model,
-            lora=config.learner.lora,
+            lora=None if config.learner.lora is None else settled(config.learner.lora),
             transport=transport_of(config),
             threads=threads,
             gpus=_other_gpus(config, taken),
@@ -159,6 +160,6 @@ def expectations(config: RunConfig, model: str, owner: str, *, reference: bool =
         text=PROBED_TEXT,
         text_ids=tuple(tokenizer(PROBED_TEXT, add_special_tokens=False).input_ids),
         transport=transport,
-        lora_rank=config.learner.lora.rank if config.learner.lora is not None else 0,
+        lora_rank=settled(config.learner.lora).rank if config.learner.lora is not None else 0,
         reference=reference,
     )

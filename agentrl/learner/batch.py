@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from agentrl.learner.signals import ENTROPY, REFERENCE, RETURNS, START, VALUES
+from agentrl.learner.signals import ENTROPY, REFERENCE, RETURNS, START, TEACHER, VALUES
 from agentrl.objectives.base import TokenBatch
+from agentrl.teacher_prompt import is_top
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from agentrl.learner.model import Scores
     from agentrl.learner.samples import Sample
     from agentrl.learner.signals import Credited, Signals
     from agentrl.objectives.base import Needs, Normalization
 
-KNOWN_COLUMNS = frozenset({REFERENCE, START, ENTROPY, VALUES, RETURNS})
+KNOWN_COLUMNS = frozenset({REFERENCE, START, ENTROPY, VALUES, RETURNS, TEACHER})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +49,8 @@ class Part:
     num_tokens: int
     """Tokens that the loss counts, computed or not."""
     num_pairs: int
+    num_by_role: tuple[int, ...] = ()
+    """Tokens that the loss counts of the chosen members of all pairs, of the rejected ones and of the gold ones."""
 
 
 def parts_of(
@@ -111,15 +115,20 @@ def _part(
             members.append(Weighted(sample=sample, credit=one, token_weight=token_weight, rollout_weight=rollout_weight))
         if members:
             active.append(tuple(members))
-    return Part(active=tuple(active), num_rollouts=num_rollouts, num_tokens=num_tokens, num_pairs=len(units) if pairs else 0)
+    roles = zip(*units, strict=True) if pairs else ()
+    return Part(
+        active=tuple(active),
+        num_rollouts=num_rollouts,
+        num_tokens=num_tokens,
+        num_pairs=len(units) if pairs else 0,
+        num_by_role=tuple(sum(samples[credited[index].place].num_trained for index in role) for role in roles),
+    )
 
 
 def token_batch(
     units: Sequence[Sequence[Weighted]],
     part: Part,
-    logprobs: torch.Tensor,
-    entropy: torch.Tensor,
-    values: torch.Tensor | None,
+    scores: Scores,
     *,
     step: int,
 ) -> tuple[TokenBatch, dict[str, torch.Tensor]]:
@@ -128,12 +137,10 @@ def token_batch(
     Args:
         units: of the micro-batch, in the order in which it was packed.
         part: the optimizer step that it belongs to.
-        logprobs: [tokens] nats, with gradient.
-        entropy: [tokens] nats, with gradient.
-        values: [tokens] of the critic, with gradient, or None.
+        scores: of its forward pass, [tokens] each, with gradient.
         step: optimizer steps done, from which staleness counts.
     """
-    device, dtype = logprobs.device, logprobs.dtype
+    device, dtype = scores.logprobs.device, scores.logprobs.dtype
     active = [one for unit in units for one in unit]
 
     def column(numbers: Sequence[float] | np.ndarray) -> torch.Tensor:
@@ -146,30 +153,49 @@ def token_batch(
 
     lengths = [one.sample.num_trained for one in active]
     rollout = torch.from_numpy(np.repeat(np.arange(len(active)), lengths)).to(device)
-    firsts = np.arange(0, 2 * part.num_pairs, 2)[: len(units)] if part.num_pairs else None
-    chosen = torch.from_numpy(firsts).to(device) if firsts is not None else None
-    extra = {name: tokens(name) for name in active[0].credit.columns if name not in KNOWN_COLUMNS}
+    roles = len(units[0]) if part.num_pairs else 0
+    members = torch.arange(len(active), device=device).reshape(len(units), roles).unbind(1) if roles else ()
+    extra = {name: tokens(name) for name in active[0].credit.columns if name not in KNOWN_COLUMNS and not is_top(name)}
     batch = TokenBatch(
-        logprobs=logprobs,
+        logprobs=scores.logprobs,
         sampler_logprobs=column(np.concatenate([one.sample.sampler_logprobs for one in active])),
         advantages=column(np.concatenate([one.credit.advantages for one in active])),
         rollout=rollout,
         num_rollouts=len(active),
         rollout_advantages=column([one.credit.advantages[0] for one in active]),
         reference_logprobs=tokens(REFERENCE),
+        teacher_logprobs=tokens(TEACHER),
         start_logprobs=tokens(START),
-        entropy=entropy,
-        values=values,
+        entropy=scores.entropy,
+        values=scores.values,
         start_values=tokens(VALUES),
         returns=tokens(RETURNS),
         staleness=column(step - np.concatenate([one.sample.version_steps for one in active])),
         columns={name: values for name, values in extra.items() if values is not None},
         rival=torch.tensor([one.credit.rival for one in active], device=device),
-        chosen=chosen,
-        rejected=None if chosen is None else chosen + 1,
+        chosen=members[0] if roles else None,
+        rejected=members[1] if roles else None,
+        gold=members[2] if roles > 2 else None,
+        correct=scores.correct,
+        mean_logits=scores.mean_logits,
+        collision=scores.collision,
+        uniform_logprobs=scores.uniform_logprobs,
+        divergence=scores.divergence,
+        outputs=scores.outputs,
+        parts={name: column(values) for name, values in _parts(active).items()},
     )
     token_weights, rollout_weights = column([one.token_weight for one in active]), column([one.rollout_weight for one in active])
     weights = {"token": token_weights[rollout], "rollout": rollout_weights}
     if part.num_pairs:
         weights["pair"] = rollout_weights.new_full((len(units),), 1.0 / part.num_pairs)
+        for name, role in (("chosen_token", 0), ("gold_token", 2)):
+            if role < roles:
+                own = (torch.arange(len(active), device=device) % roles == role)[rollout]
+                weights[name] = own.to(dtype) / max(1, part.num_by_role[role])
     return batch, weights
+
+
+def _parts(active: Sequence[Weighted]) -> dict[str, list[float]]:
+    """What the rows of a dataset say of each rollout, and what the signal does, NaN where it has none of a name."""
+    found = [{**one.sample.parts, **one.credit.parts} for one in active]
+    return {name: [own.get(name, np.nan) for own in found] for name in sorted({name for own in found for name in own})}

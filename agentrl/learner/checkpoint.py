@@ -2,7 +2,7 @@
 
 A folder holds `weights.safetensors` (what is trained: all parameters, or the adapter), `optimizer.pt` (tensors by parameter name),
 and `learner.json` (step, what the objective adapts, random states); a critic of its own and a reference that moves have folders of their
-own in it. The learning rate follows from the step.
+own in it, and averages of the weights a file. The learning rate follows from the step.
 """
 
 from __future__ import annotations
@@ -75,6 +75,35 @@ def load_model(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Opti
             _restore_moments(model, optimizer, _read(folder / OPTIMIZER, lambda path: torch.load(path, weights_only=True))["state"])
 
 
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], *, writes: bool) -> None:
+    """Write tensors, whole, by name; a collective where the ranks hold shards. Raises `CheckpointError` where the disk refuses."""
+    kept = {name: whole(tensor).cpu().contiguous() for name, tensor in tensors.items()}
+    if writes:
+        with _writing(path.parent):
+            save_file(kept, path)
+
+
+def load_tensors(path: Path, tensors: Mapping[str, torch.Tensor] | None, key: str) -> None:
+    """Read tensors back in place, on every rank; None for a run that keeps none.
+
+    Raises `CheckpointError` where the run and the checkpoint differ in whether they keep them, or in what they are; `key` is the run
+    file's key that decides.
+    """
+    if tensors is None:
+        if path.exists():
+            raise CheckpointError(f"checkpoint {path.parent} holds {path.name}, and this run keeps no such thing: set {key} as it was")
+        return
+    if not path.exists():
+        raise CheckpointError(f"checkpoint {path.parent} has no {path.name}, and this run keeps one: {key} changed")
+    found = _read(path, load_file)
+    if found.keys() != tensors.keys():
+        some = ", ".join(sorted(found.keys() ^ tensors.keys())[:3])
+        raise CheckpointError(f"{path} holds other tensors than this run keeps, such as {some}: {key} or what is trained changed")
+    with _fitting(path.parent), torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(_placed(found[name], tensor))
+
+
 def load_state(folder: Path) -> tuple[int, dict[str, float]]:
     """The step, and what the objective had adapted; the random states are put back. Raises `CheckpointError`."""
     _check_there(folder, [WEIGHTS, OPTIMIZER, STATE])
@@ -105,7 +134,7 @@ def _restore_moments(model: torch.nn.Module, optimizer: torch.optim.Optimizer, m
         optimizer.state[parameters[name]] = {key: _placed(value, parameters[name]) for key, value in kept.items()}
 
 
-def _placed(value: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor:
+def _placed(value: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     """Where the parameter is, and in its shards; a count of steps is a number on every rank."""
     value = value.to(parameter.device)
     if not value.ndim:

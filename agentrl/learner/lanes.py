@@ -56,6 +56,15 @@ class Lanes:
             line.wake()
 
 
+def in_turn(lanes: Lanes | None, count: int, work: Callable[[int], T], merge: Callable[[T], None]) -> None:
+    """Call `work(i)` for each i below `count` and `merge` with each result, in order; in lanes where there are any."""
+    if lanes is not None:
+        lanes.run(count, work, merge, spare_free=lambda: True)
+        return
+    for index in range(count):
+        merge(work(index))
+
+
 class _Line(Generic[T]):
     """Items of one run: which comes next, and which results wait for an earlier one."""
 

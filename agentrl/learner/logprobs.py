@@ -8,7 +8,7 @@ head's weight is read, and its gradient written, once a pass: with 262,144 words
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -35,10 +35,35 @@ class Head:
             yield slice(start, min(start + width, vocabulary))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What is wanted beside log-probs and entropies."""
+
+    mean_logits: bool = False
+    collision: bool = False
+    uniform: bool = False
+    """The mean over the vocabulary of log-probs (smoothing.py)."""
+
+
+class TokenScores(NamedTuple):
+    """[positions] each; the first two are differentiable."""
+
+    logprobs: torch.Tensor
+    """Nats."""
+    entropy: torch.Tensor
+    """Nats."""
+    correct: torch.Tensor
+    """Bool: no token is more likely than the target."""
+    mean_logits: torch.Tensor | None
+    """Over the vocabulary, before the temperature."""
+    collision: torch.Tensor | None
+    """log sum p^2: of the chance that two draws are equal."""
+
+
 def token_logprobs(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, head: Head
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-softmax at the targets, and the entropy of each distribution.
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, head: Head, asked: Asked | None = None
+) -> TokenScores:
+    """Log-softmax at the targets, the entropy of each distribution, and what is asked for beside them.
 
     Args:
         hidden: [positions, size], float64, float32 or a half type; the products are computed in its type.
@@ -46,15 +71,18 @@ def token_logprobs(
         bias: [vocabulary] or None.
         targets: [positions] int64.
         head: temperature, scale, softcap and the size of a tile.
+        asked: what else is wanted.
 
-    Returns: log-probs [positions] and entropies [positions] in nats, both differentiable in hidden, weight and bias, and in float32 or
-    better, whatever the type of `hidden`.
+    Returns: log-probs and entropies differentiable in hidden, weight and bias, and all of it in float32 or better, whatever the type of
+    `hidden`.
     """
-    logprobs, entropy = _TokenLogprobs.apply(hidden, weight, bias, targets, head)  # type: ignore[no-untyped-call]
-    return logprobs, entropy
+    asked = asked or Asked()
+    found = _TokenLogprobs.apply(hidden, weight, bias, targets, head, asked)  # type: ignore[no-untyped-call]
+    logprobs, entropy, correct, means, collision = found
+    return TokenScores(logprobs, entropy, correct, means if asked.mean_logits else None, collision if asked.collision else None)
 
 
-def _logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, head: Head) -> torch.Tensor:
+def logits_of(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, head: Head) -> torch.Tensor:
     """One tile's logits before the temperature, [positions, width] in float32 or better."""
     products = hidden @ weight.t() if bias is None else torch.addmm(bias, hidden, weight.t())
     logits = products.to(torch.promote_types(products.dtype, torch.float32))
@@ -68,17 +96,19 @@ def _logits(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, head: Head
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor, head: Head, asked: Asked
+    ) -> tuple[torch.Tensor, ...]:
         positions, vocabulary = len(hidden), len(weight)
         tiles = list(head.tiles(positions, vocabulary))
         largest = hidden.new_full((positions, 1), -torch.inf, dtype=torch.promote_types(hidden.dtype, torch.float32))
-        total, moment, chosen = (torch.zeros_like(largest) for _ in range(3))
+        total, moment, chosen, added, squares = (torch.zeros_like(largest) for _ in range(5))
         # A single tile is within the memory that one may take: it stays, and spares the backward pass the largest product.
         keep = len(tiles) == 1 and head.softcap is None and ctx.needs_input_grad[0]
         kept = None
         for tile in tiles:
-            logits = _logits(hidden, weight[tile], None if bias is None else bias[tile], head)
+            logits = logits_of(hidden, weight[tile], None if bias is None else bias[tile], head)
+            if asked.mean_logits:
+                added = added + logits.sum(1, keepdim=True)
             if head.temperature != 1.0:
                 logits.div_(head.temperature)
             inside = ((targets >= tile.start) & (targets < tile.stop))[:, None]
@@ -89,6 +119,8 @@ class _TokenLogprobs(torch.autograd.Function):
             terms = (logits - largest).exp_()
             total = total * shrink + terms.sum(1, keepdim=True)
             moment = moment * shrink + logits.mul_(terms).sum(1, keepdim=True)
+            if asked.collision:
+                squares = squares * shrink.square() + terms.square().sum(1, keepdim=True)
             kept = terms if keep else None
             del terms, logits  # one tile at a time
         normalizer = largest + total.log()
@@ -96,13 +128,16 @@ class _TokenLogprobs(torch.autograd.Function):
         ctx.head, ctx.tiles = head, tiles
         ctx.set_materialize_grads(False)  # most losses use no entropy, and its slope costs a pass over the tiles
         ctx.save_for_backward(hidden, weight, bias, targets, normalizer, entropy, kept, total if keep else None)
-        return chosen.squeeze(1) - normalizer.squeeze(1), entropy.squeeze(1)
+        correct, collision = chosen >= largest, squares.log() - 2 * total.log()
+        more = (correct.squeeze(1), added.squeeze(1) / vocabulary, collision.squeeze(1))
+        ctx.mark_non_differentiable(*more)
+        return chosen.squeeze(1) - normalizer.squeeze(1), entropy.squeeze(1), *more
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias, targets, normalizer, entropy, kept, total = ctx.saved_tensors
         head = ctx.head
-        slopes = [None if grad is None else grad[:, None] * (head.scale / head.temperature) for grad in grads]
+        slopes = [None if grad is None else grad[:, None] * (head.scale / head.temperature) for grad in grads[:2]]
         upstream = normalizer.new_zeros(normalizer.shape) if slopes[0] is None else slopes[0]
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
@@ -130,14 +165,14 @@ class _TokenLogprobs(torch.autograd.Function):
             if grad_bias is not None:
                 torch.sum(delta, 0, out=grad_bias[tile])
             del delta, chances, slope  # one tile at a time
-        return grad_hidden, grad_weight, grad_bias, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None
 
 
 def _probabilities(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, normalizer: torch.Tensor, head: Head
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One tile's probabilities, [positions, width], and the slope of the soft cap there."""
-    logits = _logits(hidden, weight, bias, head)
+    logits = logits_of(hidden, weight, bias, head)
     slope = None if head.softcap is None else (logits / head.softcap).square_().neg_().add_(1.0)
     if head.temperature != 1.0:
         logits.div_(head.temperature)

@@ -32,6 +32,11 @@ class Report:
     """An objective's metrics under their names."""
     per: dict[str, str]
     """What each of `sums` was summed over: token, rollout or pair."""
+    numbers: dict[str, float]
+    """By name, of how many values the sum is, where it is not one of all that `per` says."""
+    lowest: dict[str, float]
+    """The smallest of some values, by name; `highest` the largest."""
+    highest: dict[str, float]
     counts: dict[str, float]
     log_ratios: np.ndarray
     """[trained] float64: learner's log-prob - sampler's, in nats."""
@@ -50,6 +55,9 @@ class StepMetrics:
         self._entropies: list[torch.Tensor] = []
         self._totals: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
         self._sums: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
+        self._numbers: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
+        self._lowest: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
+        self._highest: defaultdict[str, list[torch.Tensor]] = defaultdict(list)
         self._per: dict[str, str] = {}
         self._counts: defaultdict[str, float] = defaultdict(float)
         self._seconds: defaultdict[str, float] = defaultdict(float)
@@ -69,7 +77,7 @@ class StepMetrics:
         self._log_ratios += other._log_ratios
         self._weights += other._weights
         self._entropies += other._entropies
-        for mine, others in ((self._totals, other._totals), (self._sums, other._sums)):
+        for mine, others in zip(self._by_name, other._by_name, strict=True):
             for name, values in others.items():
                 mine[name] += values
         self._per |= other._per
@@ -77,6 +85,10 @@ class StepMetrics:
             self._counts[name] += count
         for part, seconds in other._seconds.items():
             self._seconds[part] += seconds
+
+    @property
+    def _by_name(self) -> Sequence[defaultdict[str, list[torch.Tensor]]]:
+        return self._totals, self._sums, self._numbers, self._lowest, self._highest
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -102,7 +114,14 @@ class StepMetrics:
             for name, values in metrics.items():
                 self._sums[name].append(values.detach().sum())
                 self._per[name] = per
-        if batch.reference_logprobs is not None and "kl" not in losses.token_metrics:
+        for name, values in losses.lowest.items():
+            self._lowest[name].append(values.detach().min())
+        for name, values in losses.highest.items():
+            self._highest[name].append(values.detach().max())
+        for name, values in losses.some_metrics.items():
+            self._sums[name].append(values.detach().nansum())
+            self._numbers[name].append((~values.isnan()).sum())
+        if batch.reference_logprobs is not None and "kl" not in {*losses.metrics, *losses.token_metrics, *losses.some_metrics}:
             gap = batch.reference_logprobs - logprobs
             self._sums["kl"].append((gap.expm1() - gap).sum())
             self._per["kl"] = "token"
@@ -111,14 +130,27 @@ class StepMetrics:
         """The figures of one optimizer step over all ranks; a collective. An objective's metrics are means over what its loss counts."""
         reports = gather_messages(accelerator, self._report(), Report)
         counted = {"token": part.num_tokens, "rollout": part.num_rollouts, "pair": part.num_pairs}
+        counted |= dict(zip(("chosen_token", "rejected_token", "gold_token"), part.num_by_role, strict=False))
         per = {name: kind for report in reports for name, kind in report.per.items()}
         result = {"loss": 0.0} | _added(report.totals for report in reports)
+        numbers = _added(report.numbers for report in reports)
         for name, total in _added(report.sums for report in reports).items():
-            result[name] = total / counted[per[name]]
+            number = numbers[name] if name in numbers else counted[per[name]]
+            if number:
+                result[name] = total / number
+        for report in reports:
+            for name, value in report.lowest.items():
+                result[name] = min(value, result.get(name, value))
+            for name, value in report.highest.items():
+                result[name] = max(value, result.get(name, value))
         log_ratios = np.concatenate([report.log_ratios for report in reports])
+        log_ratios = log_ratios[~np.isnan(log_ratios)]  # what no policy sampled has no ratio
         weights = np.concatenate([report.weights for report in reports])
+        entropies = np.concatenate([report.entropies for report in reports])
+        entropies = entropies[~np.isnan(entropies)]  # a head of outputs has no distribution
+        if len(entropies):
+            result["entropy"] = float(entropies.mean())
         if len(log_ratios):
-            result["entropy"] = float(np.concatenate([report.entropies for report in reports]).mean())
             result |= _ratio_metrics(log_ratios)
         if len(weights):
             result |= _weight_metrics(weights)
@@ -129,6 +161,9 @@ class StepMetrics:
             totals=_summed(self._totals),
             sums=_summed(self._sums),
             per=self._per,
+            numbers=_summed(self._numbers),
+            lowest={name: -value for name, value in _largest(self._lowest, -1.0).items()},
+            highest=_largest(self._highest, 1.0),
             counts=dict(self._counts),
             log_ratios=_column(self._log_ratios),
             weights=_column(self._weights),
@@ -143,8 +178,8 @@ def merged(figures: Sequence[dict[str, float]]) -> dict[str, float]:
         values = [one[name] for one in figures if name in one]
         if name.startswith(("learner/", "time/")):
             result[name] = sum(values)
-        elif name.endswith(("/min", "/max")):
-            result[name] = min(values) if name.endswith("min") else max(values)
+        elif name.endswith(("/min", "/max")) or name.startswith(("min_", "max_")):
+            result[name] = min(values) if name.endswith("/min") or name.startswith("min_") else max(values)
         else:
             result[name] = sum(values) / len(values)
     return result
@@ -164,6 +199,11 @@ def _summed(parts: Mapping[str, list[torch.Tensor]]) -> dict[str, float]:
     names = list(parts)
     values = torch.stack([torch.stack(parts[name]).sum().double() for name in names]).tolist() if names else []
     return dict(zip(names, values, strict=True))
+
+
+def _largest(parts: Mapping[str, list[torch.Tensor]], sign: float) -> dict[str, float]:
+    """The largest of each, of what is multiplied by `sign`."""
+    return {name: float((sign * torch.stack(values)).max()) for name, values in parts.items()}
 
 
 def _column(parts: Sequence[torch.Tensor]) -> np.ndarray:

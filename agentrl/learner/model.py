@@ -7,9 +7,8 @@ scaled or soft-capped. What a model really computes is checked at the start on a
 from __future__ import annotations
 
 import contextlib
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -17,20 +16,28 @@ import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from agentrl.errors import ConfigError
+from agentrl.learner.adapters import TASKS, check_adapter, plain_layer, prepare_base, train_only_adapter, with_adapter
 from agentrl.learner.attention import ATTENTION
+from agentrl.learner.divergence import Projection
 from agentrl.learner.fused import fuse
 from agentrl.learner.layers import replace_layers
-from agentrl.learner.logprobs import Head, token_logprobs
+from agentrl.learner.lessons import taught
+from agentrl.learner.logprobs import Asked, Head, token_logprobs
 from agentrl.learner.packing import pack
 from agentrl.learner.samples import Sample
+from agentrl.learner.scorer import check_scorer, padding_token, read_scorer, score_layer_name, scores_of
+from agentrl.learner.smoothing import uniform_logprobs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from peft import PeftModel
 
-    from agentrl.config import LoraConfig, RunConfig
+    from agentrl.config import RunConfig
+    from agentrl.learner.lessons import Lessons
     from agentrl.learner.packing import Pack
+
+Output = Literal["tokens", "score", "labels"]
 
 MAX_PACKED_DIFFERENCE = 1e-3
 """Nats that a packed row's log-probs may differ from its own alone, in float32. Rounding stays below 1e-5 in any sane model; a row that
@@ -44,8 +51,20 @@ class Scores(NamedTuple):
     """Nats."""
     entropy: torch.Tensor
     """Nats, of the distribution that each token was drawn from."""
-    values: torch.Tensor | None
+    values: torch.Tensor | None = None
     """Of the states before the tokens, where the policy has a value head."""
+    correct: torch.Tensor | None = None
+    """Bool: no token was more likely than the target."""
+    mean_logits: torch.Tensor | None = None
+    """Over the vocabulary, without gradient, where they were asked for."""
+    collision: torch.Tensor | None = None
+    """log sum p^2 of each distribution, without gradient, where it was asked for."""
+    divergence: torch.Tensor | None = None
+    """From a teacher's distribution, where there is a teacher."""
+    outputs: torch.Tensor | None = None
+    """[trained, k] of a head that gives no log-probs."""
+    uniform_logprobs: torch.Tensor | None = None
+    """Mean over the vocabulary, where it was asked for."""
 
 
 class Policy(torch.nn.Module):
@@ -54,13 +73,18 @@ class Policy(torch.nn.Module):
     The head's weight is used inside this forward pass, so that the hooks of DDP and FSDP around it see every parameter.
     """
 
-    def __init__(self, model: PreTrainedModel | PeftModel, head: Head, dtype: torch.dtype, *, values: bool = False) -> None:
+    def __init__(
+        self, model: PreTrainedModel | PeftModel, head: Head, dtype: torch.dtype, *, values: bool = False, output: Output = "tokens"
+    ) -> None:
         super().__init__()
         self.model = model
         self.head = head
         self.dtype = dtype
         """Of the forward pass; the parameters' own is the master type."""
         self.value_head = value_head(self.base) if values else None
+        self.asked = Asked()
+        self.output = output
+        """What its head gives: log-probs of tokens, or a classifier's outputs."""
 
     @property
     def base(self) -> PreTrainedModel:
@@ -69,27 +93,56 @@ class Policy(torch.nn.Module):
         return model if isinstance(model, PreTrainedModel) else cast("PreTrainedModel", model.get_base_model())
 
     @property
+    def padding(self) -> int | None:
+        """The token that a head of scores passes over at the end of a text; None where there is none, or another head."""
+        return padding_token(self.base) if self.output == "score" else None
+
+    @property
     def adapted(self) -> bool:
         """Whether an adapter is trained, and not the model's own parameters."""
         return not isinstance(self.model, PreTrainedModel)
 
-    def forward(self, packed: Pack) -> Scores:
-        """Score the targets of a pack."""
+    def forward(self, packed: Pack, lessons: Lessons | None = None, *, project: bool = False) -> Scores | Projection:
+        """Score the targets of a pack.
+
+        Args:
+            packed: rows of some samples.
+            lessons: what teachers say of the same targets, to be held against this model's distributions.
+            project: give the hidden states before the targets and the head, and score nothing.
+        """
         base = self.base
         half = self.dtype == torch.bfloat16
         with torch.autocast(packed.ids.device.type, torch.bfloat16) if half else contextlib.nullcontext():
-            out = base.get_decoder()(
-                input_ids=packed.ids[None], position_ids=packed.positions[None], use_cache=False, segments=packed.segments
-            )
+            tokens = {"input_ids": packed.ids[None]} if packed.noise is None else {"inputs_embeds": self._noisy(packed.ids, packed.noise)}
+            out = base.get_decoder()(**tokens, position_ids=packed.positions[None], use_cache=False, segments=packed.segments)
         hidden = out.last_hidden_state[0].index_select(0, packed.sources)
+        if self.output != "tokens":
+            return scores_of(base, hidden)
         layer = output_layer(base)
         kind = torch.bfloat16 if half else hidden.dtype
         bias: torch.Tensor | None = layer.bias
-        logprobs, entropy = token_logprobs(
-            hidden.to(kind), layer.weight.to(kind), None if bias is None else bias.to(kind), packed.targets, self.head
+        own = Projection(
+            hidden=hidden.to(kind), weight=layer.weight.to(kind), bias=None if bias is None else bias.to(kind), head=self.head
         )
+        if project:
+            return own
+        found = token_logprobs(own.hidden, own.weight, own.bias, packed.targets, self.head, self.asked)
         values = None if self.value_head is None else self.value_head(hidden.to(self.value_head.weight.dtype))[:, 0]
-        return Scores(logprobs, entropy, values)
+        divergence = None if lessons is None else taught(own, lessons)
+        uniform = uniform_logprobs(own, packed.targets, found.logprobs) if self.asked.uniform else None
+        scores = Scores(found.logprobs, found.entropy, values, found.correct, found.mean_logits, found.collision, divergence)
+        return scores if uniform is None else scores._replace(uniform_logprobs=uniform)
+
+    @property
+    def width(self) -> int:
+        """Of an embedding."""
+        embeddings: Any = self.base.get_input_embeddings()
+        return int(embeddings.weight.shape[1])
+
+    def _noisy(self, ids: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """[1, tokens, width] embeddings with noise."""
+        embedded: torch.Tensor = self.base.get_input_embeddings()(ids[None])
+        return embedded + noise.to(embedded.dtype)
 
     @contextlib.contextmanager
     def without_adapter(self) -> Iterator[None]:
@@ -108,7 +161,14 @@ def value_head(model: PreTrainedModel) -> torch.nn.Linear:
 
 
 def load_policy(
-    config: RunConfig, folder: str, device: torch.device, *, master: torch.dtype, trained: bool, values: bool = False
+    config: RunConfig,
+    folder: str,
+    device: torch.device,
+    *,
+    master: torch.dtype,
+    trained: bool,
+    values: bool = False,
+    output: Output = "tokens",
 ) -> Policy:
     """Load a model and make it ready to train, or freeze it.
 
@@ -119,32 +179,38 @@ def load_policy(
         master: type of the parameters.
         trained: False gives a frozen model without an adapter.
         values: whether it gets a value head, which is trained even where only an adapter of the model is.
+        output: what its head gives; a classifier's head is trained even where only an adapter of the model is.
 
     Raises `ConfigError` for a model that does not load, or that packed rows would train wrongly.
     """
-    model = _read(folder, master)
-    torch.nn.Module.to(model, device)
-    model.train(False)  # the sampler drew without dropout
+    model = read_model(folder, master) if output == "tokens" else read_scorer(folder, output, master, config.seed)
     learner = config.learner
+    model.train(False)  # the sampler drew without dropout
     half = learner.dtype == "bfloat16" or (learner.dtype == "auto" and device.type == "cuda")
     if device.type == "cpu" and not half:
         fuse(model)
         if learner.lora is None and not learner.gradient_checkpointing and (learner.ranks == 1 or learner.sharding == "ddp"):
             replace_layers(model)  # adapters, checkpoints and shards hook into the modules inside a layer
+    if learner.lora is not None:
+        prepare_base(model, learner.lora, device)
+    torch.nn.Module.to(model, device)
     lora = learner.lora if trained else None
-    adapted = _with_adapter(model, lora, config.seed) if lora is not None else model
+    if lora is not None and lora.adapter is not None:
+        check_adapter(lora.adapter, folder)
+    heads = () if output == "tokens" else (score_layer_name(model),)
+    adapted = with_adapter(model, lora, config.seed, task=TASKS[output], whole=heads) if lora is not None else model
     if trained and learner.gradient_checkpointing:
         _checkpoint_layers(model)
     adapted.requires_grad_(trained and lora is None)
     if lora is not None:
-        for name, parameter in adapted.named_parameters():
-            parameter.requires_grad_("lora_" in name)
-    policy = Policy(adapted, _head(model, config), torch.bfloat16 if half else master, values=values)
-    check_packing(policy)
+        train_only_adapter(cast("PeftModel", adapted))
+    policy = Policy(adapted, _head(model, config), torch.bfloat16 if half else master, values=values, output=output)
+    (check_packing if output == "tokens" else check_scorer)(policy)
     return policy
 
 
-def _read(folder: str, dtype: torch.dtype) -> PreTrainedModel:
+def read_model(folder: str, dtype: torch.dtype) -> PreTrainedModel:
+    """A causal language model from a folder or Hub name, in this type; raises `ConfigError` where it does not load."""
     shows_bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.disable_progress_bar()  # the terminal is the run's
     try:
@@ -160,7 +226,7 @@ def _read(folder: str, dtype: torch.dtype) -> PreTrainedModel:
 
 def output_layer(model: PreTrainedModel) -> torch.nn.Linear:
     """The layer that makes logits of hidden states; raises `ConfigError` where it is not a plain linear one."""
-    layer: Any = model.get_output_embeddings()
+    layer: Any = plain_layer(model.get_output_embeddings())
     if not isinstance(layer, torch.nn.Linear):
         raise ConfigError(
             f"the output layer of {type(model).__name__} is a {type(layer).__name__}; only a linear one can be trained, without adapter"
@@ -177,30 +243,6 @@ def _head(model: PreTrainedModel, config: RunConfig) -> Head:
         softcap=getattr(options, "final_logit_softcapping", None),
         tile_mib=config.learner.head_chunk_mib,
     )
-
-
-def _with_adapter(model: PreTrainedModel, lora: LoraConfig, seed: int) -> PeftModel:
-    import peft
-
-    options = peft.LoraConfig(
-        r=lora.rank,
-        lora_alpha=cast("int", lora.alpha),
-        lora_dropout=0.0,
-        target_modules=lora.target_modules,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        torch.manual_seed(seed)  # the same adapter on every rank
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # between peft and transformers
-        try:
-            adapted = peft.get_peft_model(model, options)
-        except ValueError as error:
-            raise ConfigError(f"learner.lora.target_modules={lora.target_modules!r}: {error}") from error
-    for name, module in model.named_modules():
-        if isinstance(module, peft.tuners.lora.LoraLayer) and type(module) is not peft.tuners.lora.Linear:
-            raise ConfigError(f"learner.lora.target_modules adapts {name}, a {type(module).__name__}; only linear layers can be adapted")
-    return cast("PeftModel", adapted)
 
 
 def _checkpoint_layers(model: PreTrainedModel) -> None:

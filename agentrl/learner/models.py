@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,8 +10,12 @@ import torch
 from agentrl.errors import CheckpointError, ConfigError
 from agentrl.learner import ranks
 from agentrl.learner.critic import ValueModel, load_critic
+from agentrl.learner.logprobs import Asked
 from agentrl.learner.model import load_policy
 from agentrl.learner.optim import adamw
+from agentrl.learner.smoothing import check_smoothing
+from agentrl.learner.standin import copied, standing_in
+from agentrl.learner.teacher import Teachers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
 
     from agentrl.config import RunConfig
+    from agentrl.learner.lessons import Lessons
     from agentrl.learner.model import Policy, Scores
     from agentrl.learner.packing import Pack
     from agentrl.objectives.base import Critic, Needs
@@ -30,18 +36,32 @@ CRITIC_LR = 10.0
 class Models:
     """Which models there are, which of them are trained, and how the ranks share them."""
 
-    def __init__(self, config: RunConfig, needs: Needs, folder: str, accelerator: Accelerator, master: torch.dtype) -> None:
-        """Load them all; raises `ConfigError` for a model that cannot be trained here."""
+    def __init__(
+        self, config: RunConfig, needs: Needs, folder: str, accelerator: Accelerator, master: torch.dtype, *, reference: bool = True
+    ) -> None:
+        """Load them all, the reference only where it is wanted; raises `ConfigError` for a model that cannot be trained here."""
         self._config = config
         self.needs = needs
         device = accelerator.device
-        self.policy = load_policy(config, folder, device, master=master, trained=True, values=self._critic_is("head"))
-        self.reference = self._load_reference(folder, device, master) if needs.reference else None
+        self.policy = load_policy(config, folder, device, master=master, trained=True, values=self._critic_is("head"), output=needs.output)
+        if needs.temperature is not None:
+            self.policy.head = replace(self.policy.head, temperature=needs.temperature)
+        if needs.uniform:
+            check_smoothing(self.policy.head)
+        self.policy.asked = Asked(mean_logits=needs.logits, collision=needs.collision, uniform=needs.uniform)
+        self.reference = self._load_reference(folder, device, master) if needs.reference and reference else None
+        self.start: dict[str, torch.Tensor] | None = None
+        """The adapter as the run began, where it is the reference."""
         self.critic = load_critic(config, folder, device, master=master) if self._critic_is("model") else None
+        self.teachers: Teachers | None = None
+        if needs.teacher is not None:
+            self.teachers = Teachers.load(needs.teacher, self.policy, config, folder, device, master)
         self.policy_module: torch.nn.Module = self.policy
         self.critic_module: torch.nn.Module | None = self.critic
         if accelerator.num_processes > 1:
             self._share(accelerator)
+        if needs.reference and reference and config.learner.lora is not None and config.learner.lora.reference == "start":
+            self.start = copied(self.policy)
         self.optimizers = [adamw(self.policy, config.learner)]
         if self.critic is not None:
             self.optimizers.append(adamw(self.critic, config.learner))
@@ -50,7 +70,7 @@ class Models:
         return self.needs.critic is not None and self.needs.critic.kind == kind
 
     def _load_reference(self, folder: str, device: torch.device, master: torch.dtype) -> Policy | None:
-        """None where the policy without its adapter is the reference."""
+        """None where the policy is the reference too, without its adapter or with the one that it began with."""
         if self._config.learner.lora is None:
             return load_policy(self._config, folder, device, master=master, trained=False)
         if self._config.learner.reference_sync is not None:
@@ -68,6 +88,8 @@ class Models:
         for model in (self.policy, self.reference, self.critic):
             if model is not None:
                 ranks.shard(model, accelerator, dtype=model.dtype)
+        if self.teachers is not None:
+            self.teachers.shard(accelerator)
 
     @property
     def modules(self) -> list[torch.nn.Module]:
@@ -79,18 +101,25 @@ class Models:
         """Every parameter that an optimizer steps."""
         return [parameter for optimizer in self.optimizers for group in optimizer.param_groups for parameter in group["params"]]
 
-    def forward(self, packed: Pack) -> Scores:
-        """The policy's scores, with the values of whichever critic there is."""
-        scores: Scores = self.policy_module(packed)
+    def forward(self, packed: Pack, lessons: Lessons | None = None) -> Scores:
+        """The policy's scores, held against what teachers say where they do, with the values of whichever critic there is."""
+        scores: Scores = self.policy_module(packed) if lessons is None else self.policy_module(packed, lessons)
         return scores if self.critic_module is None else scores._replace(values=self.critic_module(packed))
 
     def reference_logprobs(self, packed: Pack) -> torch.Tensor:
-        """[trained] nats under the reference, or under the policy without its adapter."""
+        """[trained] nats under the reference, or under the policy without its adapter, or with the one that it began with."""
         if self.reference is not None:
             logprobs: torch.Tensor = self.reference(packed).logprobs
             return logprobs
-        with self.policy.without_adapter():
+        with self.policy.without_adapter() if self.start is None else standing_in(self.policy, self.start):
             return self.policy(packed).logprobs  # type: ignore[no-any-return]
+
+    def reshard(self) -> None:
+        """Give up the whole parameters that forward passes without a backward pass left."""
+        for model in (self.policy, self.reference, self.critic):
+            ranks.reshard(model)
+        if self.teachers is not None:
+            self.teachers.reshard()
 
     def rates(self, rate: float) -> list[float]:
         """The optimizers' learning rates where the policy's is `rate`; a critic of its own follows the same schedule."""
@@ -110,7 +139,9 @@ class Models:
 
     @torch.no_grad()
     def sync_reference(self, step: int) -> None:
-        """Move the reference towards the policy, where and when the run file says; `step` counts from 1."""
+        """Move the reference towards the policy, where and when the run file says, and a teacher that follows it; `step` counts from 1."""
+        if self.teachers is not None and self.teachers.follower is not None:
+            self.teachers.follower.follow(self.policy, step)
         sync = self._config.learner.reference_sync
         if sync is not None and self.reference is not None and step % sync.every == 0:
             own = dict(self.policy.named_parameters())
@@ -120,7 +151,7 @@ class Models:
     def check_kept(self, folder: Path) -> None:
         """Raise `CheckpointError` where a checkpoint and this run differ in what they hold beside the policy."""
         wanted = {name for name, _, _ in self.saved() if name}
-        for name, key in (("critic", "objective.critic"), ("reference", "learner.reference_sync")):
+        for name, key in (("critic", "objective.critic"), ("reference", "learner.reference_sync"), ("teacher", "objective.teacher")):
             there = (folder / name).is_dir()
             if name in wanted and not there:
                 raise CheckpointError(f"checkpoint {folder} holds no {name}, and this run trains with one of its own: {key} changed")
@@ -137,3 +168,5 @@ class Models:
             yield "critic", self.critic, self.optimizers[1]
         if self.reference is not None and self._config.learner.reference_sync is not None:
             yield "reference", self.reference, None
+        if self.teachers is not None and self.teachers.follower is not None:
+            yield "teacher", self.teachers.follower.model, None

@@ -45,6 +45,10 @@ class Pack:
     """[trained] int64: the token whose hidden state predicts each target."""
     targets: torch.Tensor
     """[trained] int64, sample after sample, row after row."""
+    places: tuple[np.ndarray, ...] = ()
+    """For each row of each sample, [length] int64: where its tokens stand."""
+    noise: torch.Tensor | None = None
+    """[tokens, width] added to their embeddings."""
 
 
 class Prefixes:
@@ -62,7 +66,8 @@ class Prefixes:
             rows.extend(sample.rows)
         shared = {group: _common_starts(rows) for group, rows in by_group.items()}
         for sample, first in zip(samples, self._first_row, strict=True):
-            self._shared.append(shared[sample.group][first : first + len(sample.rows)])
+            own = shared[sample.group][first : first + len(sample.rows)]
+            self._shared.append([np.zeros_like(starts) for starts in own] if sample.alone else own)
 
     def longest(self, sample: int, row: int, since: int) -> tuple[int, int]:
         """The longest common start with a row that lies at `since` or later in the group, and that row's place; (0, -1) if none."""
@@ -200,6 +205,7 @@ def pack(samples: Sequence[Sample], device: torch.device, *, ragged: bool = Fals
         segments=Segments.of([places for rows in tokens for places in rows], num_tokens, device, ragged=ragged),
         sources=torch.from_numpy(np.concatenate(sources)).to(device),
         targets=torch.from_numpy(np.concatenate([sample.targets for sample in samples])).to(device),
+        places=tuple(places for rows in tokens for places in rows),
     )
 
 

@@ -106,6 +106,13 @@ def gather_messages(accelerator: Accelerator, message: T, kind: type[T]) -> list
     return [one for part, size in zip(parts, sizes, strict=True) for one in parser.feed(part[:size].numpy().tobytes())]
 
 
+def any_of(accelerator: Accelerator, value: bool) -> bool:
+    """Whether it holds on any rank; a collective."""
+    if accelerator.num_processes == 1:
+        return value
+    return bool(accelerator.gather(torch.tensor([value], device=accelerator.device)).any())
+
+
 def broadcast_groups(accelerator: Accelerator, groups: Sequence[Group] | None) -> tuple[Group, ...]:
     """The main process's groups on every rank, in the wire format; the other ranks pass None and wait here. Groups may be none."""
     if accelerator.num_processes == 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,15 +11,35 @@ from agentrl.errors import ConfigError
 from agentrl.records import rows_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from agentrl.config import RunConfig
     from agentrl.objectives.base import Needs
     from agentrl.records import Group, Rollout
 
 
+TAUGHT = "taught"
+"""Name of the column that is 1 where a teacher that sees more than the student had something to see, and 0 where it had not."""
+
+
 def _no_ints() -> np.ndarray:
     return np.zeros(0, dtype=np.int32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """A sample as its teacher reads it: behind another prompt, or in another vocabulary."""
+
+    rows: tuple[np.ndarray, ...]
+    """[length] int32 each: the inputs."""
+    sources: tuple[np.ndarray, ...]
+    """[trained in the row] int64 each: the place in its row of the token before one that the teacher is asked about."""
+    targets: np.ndarray
+    """[trained] int64: those tokens, row after row; the sample's own, or of the teacher's vocabulary."""
+    own_groups: np.ndarray = field(default_factory=_no_ints)
+    """[trained of the sample] int32: in another vocabulary, the number of the piece of text that a token is part of; -1 for no piece."""
+    groups: np.ndarray = field(default_factory=_no_ints)
+    """[trained of the view] int32: the same of the teacher's tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +62,16 @@ class Sample:
     """[trained] int32: which of `Rollout.own_turns` sampled each token."""
     version_steps: np.ndarray = field(default_factory=_no_ints)
     """[trained] int32: step of the weights that sampled each token."""
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """[trained] each: what was known of the tokens before the step."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Numbers of a dataset's row."""
+    alone: bool = False
+    """Its rows share no token with another row, whatever they start with: each has noise of its own."""
+    view: View | None = None
+    """What the teacher reads instead; None where it reads the same."""
+    teacher: str | None = None
+    """Name of the one teacher that it learns from, where its row names one."""
 
     @property
     def num_trained(self) -> int:
@@ -65,6 +95,16 @@ FILLER = Sample(
 """The least that a forward pass takes, for a rank that has nothing left while others go on."""
 
 
+def viewed(sample: Sample) -> Sample:
+    """The sample that a teacher computes: the same, or its view."""
+    view = sample.view
+    if view is None:
+        return sample
+    return replace(
+        sample, rows=view.rows, sources=view.sources, targets=view.targets, sampler_logprobs=np.zeros(len(view.targets), dtype=np.float32)
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
     """A scorable rollout of a group, as its signal sees it beside its sample."""
@@ -79,6 +119,8 @@ class Member:
     """Named parts of its score."""
     turn_rewards: np.ndarray
     """[own turns] float64."""
+    text: str = ""
+    """What it says, where the objective asks for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,10 +158,13 @@ def candidates(groups: Sequence[Group], config: RunConfig, needs: Needs) -> Cand
             counts["mask/small_group"] += len(finite)
             continue
         found = []
+        teacher = config.teacher_of(group.task.row.get("teacher"), f"task {group.task.id}")
         for rollout, _ in finite:
             masked = config.learner.mask_truncated and rollout.ending == "truncated"
             counts["mask/truncated"] += masked
-            sample = _sample(rollout, len(rewards), masked=masked)
+            sample = _sample(rollout, len(rewards), masked=masked, teacher=teacher)
+            if sample is not None and needs.teacher is not None and needs.teacher.prompt is not None:
+                sample = replace(sample, columns={**sample.columns, TAUGHT: np.full(sample.num_trained, float(sample.view is not None))})
             member = _member(rollout, len(samples) if sample else -1, needs, len(group.rollouts))
             _check_contracts(rollout, config.sampling.temperature, (needs.rival or 0.0) if member.rival else 0.0)
             found.append(member)
@@ -151,6 +196,7 @@ def _member(rollout: Rollout, place: int, needs: Needs, size: int) -> Member:
         truncated=rollout.ending == "truncated",
         parts=dict(rollout.score.parts),
         turn_rewards=np.array(rollout.own_rewards, dtype=np.float64),
+        text="\n".join(str(one.get("content") or "") for one in rollout.messages if one["role"] == "assistant") if needs.texts else "",
     )
 
 
@@ -177,9 +223,11 @@ def _check_contracts(rollout: Rollout, temperature: float, share: float) -> None
             )
 
 
-def _sample(rollout: Rollout, group: int, *, masked: bool) -> Sample | None:
+def _sample(rollout: Rollout, group: int, *, masked: bool, teacher: str | None = None) -> Sample | None:
     """None where nothing was sampled."""
     rows, sources, targets, logprobs, turns, versions = [], [], [], [], [], []
+    columns: dict[str, list[np.ndarray]] = {}
+    seen_rows, seen_sources = [], []
     own = np.cumsum([turn.trained for turn in rollout.turns], dtype=np.int32) - 1
     for row in rows_of(rollout):
         trained = np.flatnonzero(row.trained)
@@ -193,8 +241,15 @@ def _sample(rollout: Rollout, group: int, *, masked: bool) -> Sample | None:
         logprobs.append(row.sampler_logprobs[trained])
         turns.append(own[row.turn[trained]])
         versions.append(row.version_steps[trained])
+        for name, column in row.columns.items():
+            columns.setdefault(name, []).append(column[trained])
+        if rollout.teacher_prompt is not None:
+            prompt = rollout.teacher_prompt.astype(np.int32)
+            seen_rows.append(np.concatenate([prompt, row.ids[row.prompt_length : trained[-1]]]))
+            seen_sources.append(trained - 1 + len(prompt) - row.prompt_length)
     if not rows:
         return None
+    view = View(rows=tuple(seen_rows), sources=tuple(seen_sources), targets=np.concatenate(targets)) if seen_rows else None
     return Sample(
         group=group,
         rows=tuple(rows),
@@ -202,6 +257,9 @@ def _sample(rollout: Rollout, group: int, *, masked: bool) -> Sample | None:
         targets=np.concatenate(targets),
         sampler_logprobs=np.concatenate(logprobs),
         masked=masked,
+        teacher=teacher,
         turn=np.concatenate(turns),
         version_steps=np.concatenate(versions),
+        columns={name: np.concatenate(parts) for name, parts in columns.items() if len(parts) == len(rows)},
+        view=view,
     )

@@ -10,15 +10,17 @@ import torch
 
 from agentrl.errors import LearnerDiverged
 from agentrl.learner import ranks
+from agentrl.learner.lanes import in_turn
 from agentrl.learner.packing import pack
 from agentrl.learner.samples import FILLER
-from agentrl.learner.signals import ENTROPY, REFERENCE, START, VALUES, columns_of
+from agentrl.learner.signals import ENTROPY, REFERENCE, START, TEACHER, VALUES, columns_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from accelerate import Accelerator  # type: ignore[import-untyped]
 
+    from agentrl.learner.lanes import Lanes
     from agentrl.learner.models import Models
     from agentrl.learner.packing import Pack
     from agentrl.learner.samples import Sample
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 SAID = {
     REFERENCE: "the reference's log-probs",
+    TEACHER: "the teacher's log-probs",
     START: "the policy's log-probs",
     ENTROPY: "the policy's entropies",
     VALUES: "the critic's values",
@@ -41,9 +44,15 @@ class Scored:
     columns: dict[str, np.ndarray]
 
 
-@torch.no_grad()
 def score(
-    samples: Sequence[Sample], batches: Sequence[Sequence[int]], models: Models, accelerator: Accelerator, *, ragged: bool
+    samples: Sequence[Sample],
+    batches: Sequence[Sequence[int]],
+    models: Models,
+    accelerator: Accelerator,
+    *,
+    ragged: bool,
+    lanes: Lanes | None = None,
+    wanted: Sequence[str] | None = None,
 ) -> list[dict[str, np.ndarray]]:
     """[trained] columns of each sample, on every rank; a collective.
 
@@ -53,24 +62,33 @@ def score(
         models: their `needs` say which columns.
         accelerator: the ranks.
         ragged: the attention kernel takes segments of any lengths.
+        lanes: threads that take turns on the micro-batches, where that helps.
+        wanted: columns; by default those of the models' needs that the samples do not bring with them.
 
     Raises `LearnerDiverged` where one of them is not finite.
     """
-    if not columns_of(models.needs):
-        return [{} for _ in samples]
-    scored = []
-    for batch in batches:
-        packed = pack([samples[place] for place in batch] or [FILLER], accelerator.device, ragged=ragged)
-        columns = {name: values.cpu().numpy() for name, values in _score(packed, models).items()}
-        ends = np.cumsum([samples[place].num_trained for place in batch])[:-1]
+    columns_wanted = wanted or [name for name in columns_of(models.needs) if not all(name in sample.columns for sample in samples)]
+    if not columns_wanted:
+        return [dict(sample.columns) for sample in samples]
+    scored: list[Scored] = []
+
+    @torch.no_grad()  # which holds for one thread alone
+    def work(index: int) -> list[Scored]:
+        batch = batches[index]
+        rows = [samples[place] for place in batch]
+        packed = pack(rows or [FILLER], accelerator.device, ragged=ragged)
+        columns = {name: values.cpu().numpy() for name, values in _score(rows, packed, models, columns_wanted).items()}
+        ends = np.cumsum([sample.num_trained for sample in rows])[:-1]
         split = {name: np.split(values, ends) for name, values in columns.items()}
-        scored += [Scored(place=place, columns={name: split[name][at] for name in split}) for at, place in enumerate(batch)]
-    for model in (models.policy, models.reference, models.critic):
-        ranks.reshard(model)
+        return [Scored(place=place, columns={name: split[name][at] for name in split}) for at, place in enumerate(batch)]
+
+    alone = models.policy.adapted  # the reference switches the adapter off, for all threads
+    in_turn(None if alone else lanes, len(batches), work, scored.extend)
+    models.reshard()
     everywhere = ranks.gather_messages(accelerator, tuple(scored), tuple[Scored, ...])
     by_place = {one.place: one.columns for part in everywhere for one in part}
     _check_finite(by_place.values())
-    return [by_place[place] for place in range(len(samples))]
+    return [{**sample.columns, **by_place[place]} for place, sample in enumerate(samples)]
 
 
 def _check_finite(found: Iterable[Mapping[str, np.ndarray]]) -> None:
@@ -83,9 +101,11 @@ def _check_finite(found: Iterable[Mapping[str, np.ndarray]]) -> None:
         )
 
 
-def _score(packed: Pack, models: Models) -> dict[str, torch.Tensor]:
-    columns = columns_of(models.needs)
+def _score(samples: Sequence[Sample], packed: Pack, models: Models, columns: Sequence[str]) -> dict[str, torch.Tensor]:
     found = {REFERENCE: models.reference_logprobs(packed)} if REFERENCE in columns else {}
+    if TEACHER in columns:
+        assert models.teachers is not None, "the objective asks for a teacher"
+        found[TEACHER] = models.teachers.logprobs(samples, packed)
     if START in columns or (VALUES in columns and models.critic is None):
         scores = models.policy(packed)
         if START in columns:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from agentrl.learner.samples import Candidates, Member
     from agentrl.objectives.base import Needs, Objective, ObjectiveConfig
 
-REFERENCE, START, ENTROPY, VALUES, RETURNS = "reference", "start", "entropy", "values", "returns"
+REFERENCE, START, ENTROPY, VALUES, RETURNS, LABEL = "reference", "start", "entropy", "values", "returns", "label"
+TEACHER = "teacher"
 """Names of a sample's columns, [trained] each."""
 
 
@@ -33,6 +34,8 @@ class Credited:
     columns: Mapping[str, np.ndarray]
     """[trained] each: what was scored before the step, `returns`, and what `select` chose."""
     rival: bool = False
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Numbers of the signal beside the advantages."""
 
     @property
     def is_zero(self) -> bool:
@@ -73,21 +76,26 @@ def signals_of(
     known = frozenset(scores[0] if scores else columns_of(needs))
     groups = [_group_signals(found, index, scores, known) for index in range(len(found.rewards))]
     credited: list[Credited] = []
-    pairs: list[tuple[int, int]] = []
+    pairs: list[tuple[int, ...]] = []
+    left_out = 0
     for members, given in zip(found.members, objective.advantages(groups, options), strict=True):
         credit = given if isinstance(given, Credit) else Credit(advantages=given)
         counted, whole = _counted(found, members, credit, needs)
+        left_out += 0 if credit.trained is None else len(members) - int(np.count_nonzero(credit.trained))
         at = {index: len(credited) + place for place, index in enumerate(counted)}
         credited += [_credited(found, members[index], credit, index, scores) for index in counted]
-        pairs += [(at[chosen], at[rejected]) for chosen, rejected in whole]
+        pairs += [tuple(at[place] for place in pair) for pair in whole]
     if needs.start and credited:
         credited = _selected(credited, found, objective, options, seed)
     units: list[tuple[int, ...]] = [*pairs] if needs.pairs else [(index,) for index in range(len(credited))]
-    counts = {"learner/zero_advantage": float(sum(one.is_zero for one in credited)) if not needs.pairs else 0.0}
-    if found.rewards:
+    zero = sum(one.is_zero for one in credited) if not needs.pairs and objective.data is None else 0
+    counts = {"learner/zero_advantage": float(zero)}
+    if found.rewards and objective.data is None:
         counts["learner/reward_mean"] = float(np.mean(np.concatenate(objective.rewards(groups, options))))
+    if needs.texts:
+        counts["mask/left_out"] = float(left_out)
     if needs.pairs:
-        counts |= {"learner/pairs": float(len(pairs)), "learner/unpaired": float(len(found.samples) - 2 * len(pairs))}
+        counts |= {"learner/pairs": float(len(pairs)), "learner/unpaired": float(len(found.samples) - sum(map(len, pairs)))}
     return Signals(credited=tuple(credited), units=tuple(units), counts=counts)
 
 
@@ -97,12 +105,14 @@ def columns_of(needs: Needs) -> tuple[str, ...]:
     The policy's own log-probs are not where the step is one optimizer step: they are those of its forward pass.
     """
     found = [REFERENCE] if needs.reference else []
+    if needs.teacher is not None and needs.teacher.logprobs:
+        found.append(TEACHER)
     if needs.start or (needs.reads_start and needs.passes * needs.minibatches > 1):
         found += [START, ENTROPY]
     return (*found, *([VALUES] if needs.critic is not None else []))
 
 
-def _counted(found: Candidates, members: Sequence[Member], credit: Credit, needs: Needs) -> tuple[list[int], list[tuple[int, int]]]:
+def _counted(found: Candidates, members: Sequence[Member], credit: Credit, needs: Needs) -> tuple[list[int], list[tuple[int, ...]]]:
     """Places of the members whose tokens the loss counts, and the pairs that both of theirs are left of."""
     may = {
         index
@@ -144,11 +154,13 @@ def _member_signals(found: Candidates, member: Member, scores: Sequence[Mapping[
         rival=member.rival,
         truncated=member.truncated,
         turn_rewards=member.turn_rewards,
+        text=member.text,
         turn=sample.turn if sample is not None else np.zeros(0, dtype=np.int32),
         sampler_logprobs=sample.sampler_logprobs if sample is not None else empty,
         start_logprobs=column(START),
         start_entropy=column(ENTROPY),
         reference_logprobs=column(REFERENCE),
+        teacher_logprobs=column(TEACHER),
         values=column(VALUES),
     )
 
@@ -157,10 +169,11 @@ def _credited(found: Candidates, member: Member, credit: Credit, index: int, sco
     sample = found.samples[member.place]
     given = credit.advantages[index]
     advantages = np.full(sample.num_trained, float(given)) if np.ndim(given) == 0 else np.asarray(given, dtype=np.float64)
-    columns = dict(scores[member.place])
+    columns = {**sample.columns, **scores[member.place]}
     if credit.returns is not None:
         columns[RETURNS] = credit.returns[index]
-    return Credited(place=member.place, advantages=advantages, columns=columns, rival=member.rival)
+    parts = {name: float(values[index]) for name, values in credit.parts.items()}
+    return Credited(place=member.place, advantages=advantages, columns=columns, rival=member.rival, parts=parts)
 
 
 def _selected(

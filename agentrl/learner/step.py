@@ -1,7 +1,7 @@
-"""The training step, whole: what a step of groups does to the weights.
+"""The training step, whole: what a step of groups or examples does to the weights.
 
-    groups of the step, the same on every rank
-      -> candidates   scorable rollouts as rows of tokens                       (samples.py)
+    groups of the step, or examples of a dataset, the same on every rank
+      -> candidates   scorable rollouts, or texts, as rows of tokens            (samples.py, examples.py)
       -> scores       log-probs of a reference and of the start, values         (scoring.py)
       -> signals      advantages, chosen tokens, pairs over the whole step      (signals.py)
       -> parts        one optimizer step or several, each with its denominators (batch.py)
@@ -21,31 +21,39 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from agentrl.errors import LearnerDiverged
 from agentrl.learner import ranks
 from agentrl.learner.batch import parts_of
+from agentrl.learner.examples import candidates_of, together
+from agentrl.learner.lanes import in_turn
 from agentrl.learner.loss import MicroBatchLoss
 from agentrl.learner.metrics import StepMetrics, merged
+from agentrl.learner.noise import Noise
 from agentrl.learner.packing import dealt
 from agentrl.learner.samples import candidates
 from agentrl.learner.scoring import score
-from agentrl.learner.signals import signals_of
+from agentrl.learner.signals import REFERENCE, signals_of
+from agentrl.records import Group
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    import numpy as np
     from accelerate import Accelerator  # type: ignore[import-untyped]
 
     from agentrl.config import RunConfig
+    from agentrl.examples import Example
     from agentrl.learner.batch import Part, Weighted
     from agentrl.learner.lanes import Lanes
     from agentrl.learner.models import Models
-    from agentrl.learner.samples import Sample
+    from agentrl.learner.samples import Candidates, Sample
+    from agentrl.learner.signals import Signals
     from agentrl.objectives.base import Needs, Objective, ObjectiveConfig
-    from agentrl.records import Group
+
+    StepData = Sequence[Group | Example]
+    """Of a whole step, the same on every rank."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,16 +83,58 @@ class Stepper:
     ragged: bool
     """The attention kernel takes segments of any lengths."""
 
-    def take_step(self, groups: Sequence[Group], aim: Aim, spare_free: Callable[[], bool]) -> dict[str, float]:
-        """Train on these groups and return the figures; raises `LearnerDiverged` as `Learner.update` does."""
-        metrics, needs = StepMetrics(), aim.needs
+    def take_step(self, data: StepData, aim: Aim, spare_free: Callable[[], bool]) -> dict[str, float]:
+        """Train on these groups or examples and return the figures; raises `LearnerDiverged` as `Learner.update` does."""
+        metrics = StepMetrics()
+        found, signals, parts = self._prepare(data, aim, metrics)
+        done = [self._optimize(part, aim, metrics if index == 0 else StepMetrics(), spare_free) for index, part in enumerate(parts)]
+        figures = merged([one for one, _ in done]) | found.counts | signals.counts
+        figures |= {
+            "learner/rollouts": float(len(signals.credited)),
+            "learner/counted_tokens": float(sum(len(one.advantages) for one in signals.credited)),
+            "learner/optimizer_steps": float(sum(bool(part.active) for part in parts)),
+        }
+        seconds = merged([one for _, one in done])
+        return figures | seconds | {"learning_rate": aim.rate, "learner/skipped": float(not any(part.active for part in parts))}
+
+    def evaluate(self, data: StepData, aim: Aim) -> dict[str, float]:
+        """What a step on this data would report of the loss, without the step; `learner/counted_tokens` among it."""
+        metrics = StepMetrics()
+        _, signals, parts = self._prepare(data, aim, metrics)
+        figures: list[dict[str, float]] = []
+        for part in parts[:1]:
+            batches = self._deal(aim.config, [tuple(one.sample for one in unit) for unit in part.active]) if part.active else []
+            compute = self._compute(part, aim)
+
+            @torch.no_grad()  # which holds for one thread alone
+            def work(index: int, part: Part = part, batches: list[list[int]] = batches, compute: MicroBatchLoss = compute) -> StepMetrics:
+                own = StepMetrics()
+                compute([part.active[place] for place in batches[index]], own)
+                return own
+
+            in_turn(self.lanes, len(batches), work, metrics.take_in)
+            figures.append(metrics.gather(self.accelerator, part))
+        self.models.reshard()
+        return merged(figures) | {"learner/counted_tokens": float(sum(len(one.advantages) for one in signals.credited))}
+
+    def reference_of(self, examples: Sequence[Example], aim: Aim) -> list[np.ndarray]:
+        """[trained] float32 nats under the reference for each text of the examples; a collective."""
+        found = candidates_of(examples, aim.needs)
+        batches = self._deal(aim.config, [(sample,) for sample in found.samples])
+        columns = score(found.samples, batches, self.models, self.accelerator, ragged=self.ragged, lanes=self.lanes, wanted=(REFERENCE,))
+        places = [member.place for members in found.members for member in members]
+        return [columns[place][REFERENCE] if place >= 0 else np.zeros(0, dtype=np.float32) for place in places]
+
+    def _prepare(self, data: StepData, aim: Aim, metrics: StepMetrics) -> tuple[Candidates, Signals, list[Part]]:
+        """All that depends on the whole step, before the first backward pass."""
+        needs = aim.needs
         with metrics.timing("prepare"):
-            found = candidates(groups, aim.config, needs)
+            found = self._found(data, aim)
         with metrics.timing("reference"):
             scores: Sequence[Mapping[str, np.ndarray]] = [{} for _ in found.samples]
             if found.samples and aim.needs is self.models.needs:  # an objective of a warm start needs nothing
                 batches = self._deal(aim.config, [(sample,) for sample in found.samples])
-                scores = score(found.samples, batches, self.models, self.accelerator, ragged=self.ragged)
+                scores = score(found.samples, batches, self.models, self.accelerator, ragged=self.ragged, lanes=self.lanes)
         with metrics.timing("prepare"):
             signals = signals_of(found, scores, aim.objective, aim.options, needs, seed=aim.seed)
             parts = parts_of(
@@ -96,15 +146,34 @@ class Stepper:
                 skips_zero=aim.objective.zero_advantage_is_zero_loss(aim.options),
                 seed=aim.seed,
             )
-        done = [self._optimize(part, aim, metrics if index == 0 else StepMetrics(), spare_free) for index, part in enumerate(parts)]
-        figures = merged([one for one, _ in done]) | found.counts | signals.counts
-        figures |= {
-            "learner/rollouts": float(len(signals.credited)),
-            "learner/counted_tokens": float(sum(len(one.advantages) for one in signals.credited)),
-            "learner/optimizer_steps": float(sum(bool(part.active) for part in parts)),
-        }
-        seconds = merged([one for _, one in done])
-        return figures | seconds | {"learning_rate": aim.rate, "learner/skipped": float(not any(part.active for part in parts))}
+        return found, signals, parts
+
+    def _found(self, data: StepData, aim: Aim) -> Candidates:
+        found = self._samples(data, aim)
+        foreign = None if self.models.teachers is None or aim.needs.teacher is None else self.models.teachers.foreign
+        return found if foreign is None else foreign.aligned(found)
+
+    def _samples(self, data: StepData, aim: Aim) -> Candidates:
+        groups = [one for one in data if isinstance(one, Group)]
+        if aim.objective.data is None:
+            return candidates(groups, aim.config, aim.needs)
+        examples = aim.objective.prepare([one for one in data if not isinstance(one, Group)], aim.options)
+        given = candidates_of(examples, aim.needs, self.models.policy.padding)
+        return together(candidates(groups, aim.config, aim.needs), given) if groups else given
+
+    def _compute(self, part: Part, aim: Aim, *, noisy: bool = False) -> MicroBatchLoss:
+        noise = Noise(alpha=aim.needs.noise, seed=aim.seed, width=self.models.policy.width) if noisy and aim.needs.noise else None
+        return MicroBatchLoss(
+            models=self.models,
+            objective=aim.objective,
+            options=aim.options,
+            part=part,
+            step=aim.step,
+            device=self.accelerator.device,
+            ragged=self.ragged,
+            teachers=self.models.teachers if aim.needs is self.models.needs else None,
+            noise=noise,
+        )
 
     def _optimize(
         self, part: Part, aim: Aim, metrics: StepMetrics, spare_free: Callable[[], bool]
@@ -113,20 +182,14 @@ class Stepper:
         with metrics.timing("prepare"):
             batches = self._deal(aim.config, [tuple(one.sample for one in unit) for unit in part.active]) if part.active else []
         micro_batches = [[part.active[place] for place in batch] for batch in batches]
-        compute = MicroBatchLoss(
-            models=self.models,
-            objective=aim.objective,
-            options=aim.options,
-            part=part,
-            step=aim.step,
-            device=self.accelerator.device,
-            ragged=self.ragged,
-        )
+        compute = self._compute(part, aim, noisy=True)
         if self.lanes is not None:
             self._accumulate_in_lanes(self.lanes, micro_batches, compute, metrics, spare_free)
         else:
             for index, units in enumerate(micro_batches):
                 self._accumulate(units, compute, metrics, last=index == len(batches) - 1)
+        if self.models.teachers is not None:
+            self.models.teachers.reshard()
         figures = metrics.gather(self.accelerator, part)
         with metrics.timing("optimizer"):
             figures |= self._apply(figures["loss"], aim) if batches else {"grad_norm": 0.0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from agentrl.objectives.base import (
     Credit,
     Critic,
+    DensityRatio,
     GroupSignals,
     Losses,
     MemberSignals,
@@ -20,6 +21,7 @@ from agentrl.objectives.registry import get, register, registered, validate
 __all__ = [
     "Credit",
     "Critic",
+    "DensityRatio",
     "GroupSignals",
     "Losses",
     "MemberSignals",

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     import torch
 
+    from agentrl.examples import DataKind, Example
+    from agentrl.teacher_prompt import TeacherPrompt
+
 Normalization = Literal["sequence_mean", "token_mean", "sequence_sum", "constant"]
 """How token losses become one number.
 
@@ -27,7 +30,9 @@ sequence_sum: mean over rollouts of each rollout's sum (LUSPO, arXiv:2602.05261)
 constant: sum over tokens / (rollouts x max_tokens) (Dr.GRPO, arXiv:2503.20783).
 """
 
-Per = Literal["token", "rollout", "pair"]
+Per = Literal["token", "rollout", "pair", "chosen_token", "gold_token"]
+"""What a loss is one a. `chosen_token` and `gold_token` are [tokens] of which only those of chosen and of gold texts count, divided by
+their number in the step."""
 
 
 class ObjectiveConfig(BaseModel):
@@ -48,6 +53,67 @@ class Critic:
     """Learning rate of a model of its own; a head takes the policy's."""
     warmup_steps: int
     """Steps at the start in which only the critic is trained."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Words:
+    """How the distributions of two vocabularies are compared, piece of text by piece of text (Boizard et al. 2024, arXiv:2402.12030)."""
+
+    merge: Literal["observed", "bayesian"] = "observed"
+    """Of a piece of several tokens: the distribution of its first token times the chances of the later ones, or that of its last token
+    times the chances of the earlier ones."""
+    hybrid: bool = False
+    """Whether words that both vocabularies have are compared one by one, and only the others by their rank."""
+    beta: float = 0.5
+    """Of the divergence of the words that both have."""
+    matched_weight: float | None = None
+    """Of the words that both have; None: their share of the teacher's vocabulary."""
+    unmatched_weight: float | None = None
+    """Of the others; None: what is left to 1."""
+    own_temperature: float = 1.0
+    temperature: float = 1.0
+    """Of the teacher."""
+    skips_ends: bool = True
+    """Leave end tokens out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Teacher:
+    """What is asked of the run file's `teacher`."""
+
+    logprobs: bool = False
+    """Log-probs of the trained tokens, scored before the step: `MemberSignals.teacher_logprobs`, `TokenBatch.teacher_logprobs`."""
+    divergence: float | None = None
+    """beta of the generalized Jensen-Shannon divergence of each trained token: `TokenBatch.divergence`; 0 is KL(teacher | student), 1 is
+    KL(student | teacher); None asks for none."""
+    temperature: float | None = None
+    """Of both distributions in the divergence, and of the teacher's log-probs; None is the one at which the run samples."""
+    top_k: int | None = None
+    """The divergence of the teacher's k most likely tokens and one bucket for all others; None takes the whole vocabulary."""
+    support: Literal["teacher", "student"] = "teacher"
+    """Whose k most likely tokens; a teacher on servers knows its own alone."""
+    tail: bool = True
+    """Whether all other tokens are a bucket; False renormalizes over the k."""
+    who: Literal["others", "base", "live", "ema"] = "others"
+    """The run file's teachers; or the policy as the run began, as it is now, or as a running mean of its weights."""
+    ema_rate: float = 0.0
+    """Of `ema`: teacher = (1 - rate) teacher + rate policy."""
+    ema_every: int = 1
+    """Steps between two such moves."""
+    prompt: TeacherPrompt | None = None
+    """What it reads in place of a rollout's prompt; None: the same."""
+    words: Words | None = None
+    """How distributions over its own vocabulary are compared with those over the policy's; None: the vocabularies are one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DensityRatio:
+    """Weights of a dataset's bad rows, by how much likelier their prompts are among the good ones: parts `weight` of each row."""
+
+    least: float
+    most: float
+    rows: int
+    """Of each label, on which the classifier of prompts is fitted before training, at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +148,30 @@ class Needs:
     """Rewards are made of the named parts of the scores: equal scores of other parts are not equal rewards."""
     by_turn: bool = False
     """Each turn is credited by itself: equal scores of other turns are not equal rewards."""
+    output: Literal["tokens", "score", "labels"] = "tokens"
+    """What the policy's head gives: log-probs of trained tokens; one number a text, at its last token; two logits a labelled token."""
+    teacher: Teacher | None = None
+    """Other models that the policy is to come near: `teacher` in the run file."""
+    texts: bool = False
+    """What each rollout says, as text: `MemberSignals.text`."""
+    temperature: float | None = None
+    """Of the policy's distribution as the loss reads it, where that is another than the one at which the run samples."""
+    own_share: float = 0.0
+    """Of an objective that learns from a dataset: share of a step's texts that the policy samples itself; above 0 the run is online."""
+    rewards: bool = True
+    """Whether rewards enter the loss; without them a `dataset` of prompts needs none."""
+    mixes_rows: bool = False
+    """`Objective.prepare` makes further texts of a step's rows, which nobody could have scored before."""
+    density_ratio: DensityRatio | None = None
+    """Weights of a dataset's rows that are made before training."""
+    collision: bool = False
+    """The loss reads log sum p^2 of each trained token's distribution."""
+    logits: bool = False
+    """The metrics read the mean logit of each trained token."""
+    uniform: bool = False
+    """The loss reads the mean over the vocabulary of each trained token's log-probs."""
+    noise: float = 0.0
+    """NEFTune's alpha: uniform noise on the embeddings of training forward passes (arXiv:2310.05914, algorithm 1); 0 adds none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +191,8 @@ class TokenBatch:
     """[rollouts]: where advantages differ within a rollout, that of its first token."""
     reference_logprobs: torch.Tensor | None = None
     """[tokens] nats under the reference, where the objective needs one."""
+    teacher_logprobs: torch.Tensor | None = None
+    """[tokens] nats under the teacher, where the objective needs them; of several teachers, the weighted mean of their log-probs."""
     start_logprobs: torch.Tensor | None = None
     """[tokens] nats under the learner as it began the step; None where the step has one optimizer step, whose policy it then is."""
     entropy: torch.Tensor | None = None
@@ -115,12 +207,28 @@ class TokenBatch:
     """[tokens] optimizer steps done since the weights that sampled the token."""
     columns: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """[tokens] each: what `select` chose over the whole step."""
+    correct: torch.Tensor | None = None
+    """[tokens] bool: no token was more likely."""
+    mean_logits: torch.Tensor | None = None
+    """[tokens] the mean logit over the vocabulary, without gradient: for metrics."""
+    collision: torch.Tensor | None = None
+    """[tokens] log sum p^2 of the policy's distribution, without gradient, where the objective needs it."""
+    uniform_logprobs: torch.Tensor | None = None
+    """[tokens] the mean of log-probs over the vocabulary, with gradient, where the objective needs it."""
+    divergence: torch.Tensor | None = None
+    """[tokens] between a teacher's distribution and the policy's, with gradient."""
+    outputs: torch.Tensor | None = None
+    """[tokens, k] of a head that gives no log-probs, with gradient."""
+    parts: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """[rollouts] each: numbers of a dataset's row; NaN where a row has none of that name."""
     rival: torch.Tensor | None = None
     """[rollouts] bool: sampled by the rival policy."""
     chosen: torch.Tensor | None = None
     """[pairs] int64: the preferred rollout of each pair."""
     rejected: torch.Tensor | None = None
     """[pairs] int64: the other one."""
+    gold: torch.Tensor | None = None
+    """[pairs] int64: the gold text of each pair, where pairs have one."""
 
     @property
     def start(self) -> torch.Tensor:
@@ -140,6 +248,22 @@ class TokenBatch:
         """[rollouts] trained tokens of each."""
         return self.sum_by_rollout(self.logprobs.new_ones(len(self.rollout)))
 
+    @property
+    def place(self) -> torch.Tensor:
+        """[tokens] int64: which of its rollout's trained tokens each is, from 0; a rollout's tokens stand together."""
+        ends = self.lengths.long().cumsum(0)
+        starts = ends - self.lengths.long()
+        return self.rollout.new_ones(len(self.rollout)).cumsum(0) - 1 - starts[self.rollout]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """Something added to the loss that is not weighted as tokens are."""
+
+    per: Per
+    loss: torch.Tensor
+    """[tokens], [rollouts] or [pairs], as `per` says."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Losses:
@@ -148,12 +272,18 @@ class Losses:
     per: Per
     loss: torch.Tensor
     """[tokens], [rollouts] or [pairs], as `per` says."""
-    terms: dict[str, torch.Tensor] = field(default_factory=dict)
-    """[tokens] each: what is added to the loss beside it, weighted as token losses are, under its name in the metrics."""
+    terms: Mapping[str, torch.Tensor | Term] = field(default_factory=dict)
+    """What is added to the loss beside it, under its name in the metrics: [tokens], weighted as token losses are, or a `Term`."""
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
     """[tokens], [rollouts] or [pairs] each, as `per` says: averaged over the whole step under their names."""
     token_metrics: dict[str, torch.Tensor] = field(default_factory=dict)
     """[tokens] each, whatever `per` says."""
+    some_metrics: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """[tokens], [rollouts] or [pairs] each, NaN where there is none of it: averaged over what is left in the whole step."""
+    lowest: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Under a name that begins with `min_`, values whose smallest in the whole step is told."""
+    highest: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Under a name that begins with `max_`, values whose largest is."""
     weights: torch.Tensor | None = None
     """[tokens] correction weights that `loss` was multiplied by, for the effective sample size."""
 
@@ -173,9 +303,12 @@ class MemberSignals:
     turn: np.ndarray
     """Index of the turn that sampled the token, among these."""
     sampler_logprobs: np.ndarray
+    text: str = ""
+    """What it says, where the objective asks for it: the assistant's messages, one a line."""
     start_logprobs: np.ndarray | None = None
     start_entropy: np.ndarray | None = None
     reference_logprobs: np.ndarray | None = None
+    teacher_logprobs: np.ndarray | None = None
     values: np.ndarray | None = None
 
 
@@ -206,8 +339,10 @@ class Credit:
     """[trained] for each member: what the critic is to predict."""
     trained: np.ndarray | None = None
     """[members] bool: whose tokens the loss counts; None: everybody's."""
-    pairs: Sequence[tuple[int, int]] = ()
-    """Places of (chosen, rejected) members; a member is in one pair at most."""
+    pairs: Sequence[tuple[int, ...]] = ()
+    """Places of (chosen, rejected) members, or of (chosen, rejected, gold) ones; a member is in one pair at most."""
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """[members] each: what the loss is to know of each member beside its advantage: `TokenBatch.parts`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,6 +387,10 @@ def _scores(groups: Sequence[GroupSignals], config: Any) -> list[np.ndarray]:
     return [group.rewards for group in groups]
 
 
+def _as_they_are(examples: Sequence[Example], config: Any) -> Sequence[Example]:
+    return examples
+
+
 def _no_columns(columns: StepColumns, config: Any) -> dict[str, np.ndarray]:
     return {}
 
@@ -281,6 +420,10 @@ class Objective:
     """The config with the state's values in place: what the other functions of a step are given."""
     next_state: Callable[[Any, Mapping[str, float], Mapping[str, float]], dict[str, float]] = _kept
     """Config, state and a step's metrics -> the next step's state."""
+    data: DataKind | None = None
+    """The rows of a dataset that it learns from; None: it learns from rollouts, online."""
+    prepare: Callable[[Sequence[Example], Any], Sequence[Example]] = _as_they_are
+    """All examples of an offline step -> the same with whatever texts the step needs beside them (KTO's mismatched completions)."""
     formula: str = ""
     """The loss in one or a few lines of plain text."""
     source: str = ""
@@ -290,3 +433,7 @@ class Objective:
     """Combinations of options that are refused, and why, a sentence each."""
     paper: Mapping[str, str] = field(default_factory=dict)
     """The paper's value of an option, where it says one, by the option's name."""
+
+    def is_offline(self, config: Any) -> bool:
+        """Whether it learns under these options from a dataset alone, and nothing is sampled."""
+        return self.data is not None and self.needs(config).own_share == 0

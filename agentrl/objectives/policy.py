@@ -188,7 +188,8 @@ def policy_losses(batch: TokenBatch, config: Any, *, surrogate: Callable[[TokenB
     if config.entropy_coef > 0:
         assert batch.entropy is not None, "entropy_coef > 0 asks for entropies"
         terms["entropy"] = -config.entropy_coef * batch.entropy * batch.columns.get("bonus", 1.0)
-    return Losses(per=found.per, loss=loss, terms=terms, metrics=metrics, token_metrics=token_metrics, weights=weights)
+    more = {"some_metrics": found.some_metrics, "lowest": found.lowest, "highest": found.highest}
+    return Losses(per=found.per, loss=loss, terms=terms, metrics=metrics, token_metrics=token_metrics, weights=weights, **more)
 
 
 def policy_needs(config: Any) -> Needs:

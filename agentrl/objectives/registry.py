@@ -13,15 +13,29 @@ from agentrl.config_errors import sentences
 from agentrl.errors import ConfigError
 from agentrl.objectives.a2po import A2PO
 from agentrl.objectives.base import Objective
+from agentrl.objectives.bco import BCO
 from agentrl.objectives.bnpo import BNPO
+from agentrl.objectives.cpo import ALPHAPO, CPO, CPO_SIMPO, SIMPO
+from agentrl.objectives.distillation import GKD, OPD
+from agentrl.objectives.dpo import DPO
 from agentrl.objectives.dppo import DPPO
+from agentrl.objectives.gold import GOLD
 from agentrl.objectives.grpo import DAPO, DR_GRPO, GRPO
+from agentrl.objectives.iw_opd import IW_OPD
+from agentrl.objectives.kto import KTO
+from agentrl.objectives.minillm import MINILLM
 from agentrl.objectives.nash_md import NASH_MD
+from agentrl.objectives.orpo import ORPO
 from agentrl.objectives.ppo import DECOUPLED_PPO, PPO
 from agentrl.objectives.preference import ONLINE_DPO, XPO
+from agentrl.objectives.prm import PROCESS_REWARD_MODEL
+from agentrl.objectives.reward_model import REWARD_MODEL
 from agentrl.objectives.rloo import RLOO
 from agentrl.objectives.selected import CLIP_COV, KL_COV, M2PO
+from agentrl.objectives.self_distillation import SDFT, SDPO, SSD
 from agentrl.objectives.sequence_ratio import GMPO, GSPO, GSPO_TOKEN, LUSPO
+from agentrl.objectives.sft import SFT
+from agentrl.objectives.tpo import TPO
 from agentrl.objectives.weighted import AIPO, CISPO, REINFORCE, SAPO, VESPO
 
 if TYPE_CHECKING:
@@ -33,6 +47,10 @@ BUILT_IN = (
     *(GRPO, DR_GRPO, BNPO, DAPO, GSPO, GSPO_TOKEN, GMPO, LUSPO, CISPO, AIPO, SAPO, VESPO, DPPO, M2PO, CLIP_COV, KL_COV),
     *(RLOO, REINFORCE, A2PO, PPO, DECOUPLED_PPO),
     *(ONLINE_DPO, NASH_MD, XPO),
+    *(GKD, OPD, MINILLM, IW_OPD),
+    *(GOLD, SDFT, SDPO, SSD),
+    *(SFT, REWARD_MODEL, PROCESS_REWARD_MODEL),
+    *(DPO, ORPO, CPO, SIMPO, CPO_SIMPO, ALPHAPO, TPO, KTO, BCO),
 )
 _objectives: dict[str, Objective] = {objective.name: objective for objective in BUILT_IN}
 

@@ -21,6 +21,7 @@ from agentrl.rollout.conversation import Conversations
 from agentrl.rollout.judge import PlayedGroup, judged_group
 from agentrl.rollout.pool import EnvironmentTimeout, EnvPool, EnvSession, alone
 from agentrl.rollout.render import Rendered, off_loop
+from agentrl.rollout.teaching import Told, Tutor
 from agentrl.rollout.toolcalls import Malformed, ToolCall, call_id, read_calls
 from agentrl.rollout.tree import ROOT, Sampler, Tree
 from agentrl.rollout.turns import whole_return
@@ -46,16 +47,18 @@ async def play_group(
     seed: int,
     rival: SamplingContract | None = None,
     judged: bool = False,
+    tutor: Tutor | None = None,
 ) -> PlayedGroup:
     """Play all members of a group at once; the results are ordered by member.
 
     Those from `group_size // 2` on draw their tokens as `rival` says, where there is one. Where the group is `judged`, the environment
-    compares each member m with member m + group_size // 2 once all have ended.
+    compares each member m with member m + group_size // 2 once all have ended. A `tutor` then adds what a teacher says of them.
 
     Raises what `play_episode` raises, the first of several; the other episodes are then cancelled and closed.
     """
     played: dict[int, Rollout] = {}
     episodes: dict[int, Episode] = {}
+    told: dict[int, Told] = {}
 
     async def play(member: int) -> None:
         played[member] = await play_episode(
@@ -68,6 +71,7 @@ async def play_group(
             rollout=rollout,
             seed=seed,
             on_end=partial(episodes.__setitem__, member) if judged else None,
+            on_told=partial(told.__setitem__, member) if tutor is not None else None,
         )
 
     try:
@@ -77,6 +81,8 @@ async def play_group(
     except BaseExceptionGroup as group:
         raise alone(group) from None
     rollouts = [played[member] for member in range(group_size)]
+    if tutor is not None:
+        rollouts = await tutor.taught(rollouts, told)
     if not judged:
         return PlayedGroup(rollouts)
     return await judged_group(rollouts, [episodes[member] for member in range(group_size)], pool)
@@ -93,6 +99,7 @@ async def play_episode(
     rollout: RolloutConfig,
     seed: int,
     on_end: Callable[[Episode], None] | None = None,
+    on_told: Callable[[Told], None] | None = None,
 ) -> Rollout:
     """Play one episode to its end and score it.
 
@@ -106,6 +113,7 @@ async def play_episode(
         rollout: deadlines.
         seed: of the run; with task, member and turn it names the random stream of each call.
         on_end: told the whole episode, as the environment sees it.
+        on_told: told what the environment began it with, where it gives a prompt.
     Returns: a rollout whose ending and score say what happened; failures of the environment are unscorable.
     Raises: `SamplerUnavailable` from the engine; `ConfigError` where the prompt cannot be rendered at all.
     """
@@ -116,6 +124,8 @@ async def play_episode(
     try:
         with trio.move_on_after(deadline_s) as scope:
             session = await play.in_environment(pool.open(task))
+            if on_told is not None and not session.opened.plays:
+                on_told(Told(prompt=session.opened.prompt, tools=session.opened.tools))
             outcome = await (play.follow(session) if session.opened.plays else play.run(session))
         if scope.cancelled_caught:
             outcome = _unscorable("timeout", f"the episode took longer than {deadline_s:g} s")

@@ -18,16 +18,16 @@ import re
 import sys
 from collections import OrderedDict
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import trio
 
-from agentrl.errors import ConfigError, EnvironmentFailure
+from agentrl.errors import ConfigError
+from agentrl.rollout.template import ChatTemplate
 from agentrl.rollout.tokenizer import codec, generation_eos, load_tokenizer
-from agentrl.rollout.tool_detect import CallsOfTemplate, caller_of, calls_of_template, end_of_calls
+from agentrl.rollout.tool_detect import caller_of, end_of_calls
 from agentrl.rollout.turnstile import one_by_one
 
 if TYPE_CHECKING:
@@ -79,17 +79,14 @@ class Renderer:
         self._turn_end: int | None = None
         self._tool_end: int | None = None
         self._shows_text = True
-        self._calls = CallsOfTemplate()
         self._said_guess = False
-        self._probing = True
+        self.template = ChatTemplate(tokenizer)
+        """Writes the text."""
         self.turn_ends: tuple[int, ...] = ()
         """Ids of the template's own end-of-turn tokens: in the middle of a conversation, at its end, and after calls."""
         self.keeps_prefix = True
         """Whether the template renders a conversation, reasoning included, as a prefix of its continuation, as contexts here always are."""
-        if self._has_template:
-            self._calls = calls_of_template(partial(self._tried, generate=False))
-            self._probing = False
-        self.tool_format: ToolFormat = self._calls.tool_format
+        self.tool_format: ToolFormat = self.template.calls.tool_format
         """How the template writes tool calls, and with that reasoning; Hermes's where it writes none that are known."""
         if self._has_template:
             self._probe()
@@ -133,13 +130,13 @@ class Renderer:
             raise ConfigError("the model's chat template does not show messages whose content is plain text; use a text model's template")
         # what a tool has said opens no turn here either, where a rewritten history is rendered as a whole
         prompt = [self._defused(message) if message["role"] == "tool" else message for message in prompt]
-        text = self._render(prompt, tools)
-        if tools and text == self._render(prompt, ()):
+        text = self.template.render(prompt, tools)
+        if tools and text == self.template.render(prompt, ()):
             raise ConfigError(
                 f"the environment has tools ({', '.join(_names(tools))}), but the model's chat template does not show tools to the model; "
                 "use a model or a template with tools"
             )
-        if tools and not self._calls.recognised and not self._said_guess:
+        if tools and not self.template.calls.recognised and not self._said_guess:
             self._said_guess = True
             said = f"the model's chat template writes tool calls in no known form; they are read as {self.tool_format.form}"
             print(said, file=sys.stderr, flush=True)
@@ -158,7 +155,7 @@ class Renderer:
             text = "".join(_plain_text(message) for message in messages)
             return self._rendered(self._encode(text, False), text)
         prefix = self._prefix(messages, tools)
-        text = self._render([*prefix, *map(self._defused, messages)], tools)
+        text = self.template.render([*prefix, *map(self._defused, messages)], tools)
         cut = self._cut(text, prefix)
         if cut < 0:
             raise ConfigError(
@@ -205,18 +202,18 @@ class Renderer:
     def _probe(self) -> None:
         """Find the end-of-turn tokens, the stand-in that tool messages need, and whether the template extends its own prefix."""
         user = {"role": "user", "content": _NEXT}
-        first = self._tried(_CHAT[:1], refused=_QUESTION)
+        first = self.template.tried(_CHAT[:1], refused=_QUESTION)
         self._shows_text = _QUESTION in first
-        middle = self._tried([*_CHAT, user])  # empty for a template of one turn: extension() says so where it is asked for more
+        middle = self.template.tried([*_CHAT, user])  # empty for a template of one turn: extension() says so where it is asked for more
         self._turn_end = self._end_after(middle)
-        ends = (self._turn_end, self._end_after(self._tried(_CHAT, generate=False)))
+        ends = (self._turn_end, self._end_after(self.template.tried(_CHAT, generate=False)))
         self.turn_ends = tuple(dict.fromkeys(end for end in ends if end is not None))
         thought = {**_CHAT[1], "content": f"<think>\n{_NEXT}\n</think>\n\n{_STAND_IN}"}
-        again = self._tried([_CHAT[0], thought, user])
+        again = self.template.tried([_CHAT[0], thought, user])
         self.keeps_prefix = middle.startswith(first + _STAND_IN) and again.startswith(first + thought["content"])
         result = {"role": "tool", "name": "probe", "content": _NEXT, "tool_call_id": _CALL_ID}
         for prefix in (_CHAT, _CHAT_WITH_CALL):
-            text = self._tried([*prefix, result])
+            text = self.template.tried([*prefix, result])
             if text.find(_NEXT) > self._cut(text, prefix) >= _answer_end(text, prefix) > 0:
                 self._tool_prefix = prefix
                 return
@@ -226,16 +223,10 @@ class Renderer:
 
     def _end_after_calls(self, result: Message) -> int | None:
         """The added token that ends a turn with calls, in templates where that is not the one which ends other turns."""
-        text = self._tried([*caller_of([result], ()), result])
+        text = self.template.tried([*caller_of([result], ()), result])
         end = end_of_calls(text, self.tool_format, 1)
         rest = text[end - len(self.tool_format.ends_turn) :].lstrip() if 0 < end < text.find(_NEXT) else ""
         return self._added_at(rest)
-
-    def _tried(self, messages: list[Message], *, generate: bool = True, refused: str = "") -> str:
-        try:
-            return self._render(messages, generate=generate)
-        except EnvironmentFailure:
-            return refused
 
     def _end_after(self, text: str) -> int | None:
         """The added token that stands right behind the stand-in's answer."""
@@ -251,20 +242,6 @@ class Renderer:
         if len(ids) != 1:
             raise ConfigError(f"sampling.stop: {stop!r} is {len(ids)} tokens of this tokenizer; only single tokens can end a turn")
         return ids[0]
-
-    def _render(self, messages: list[Message], tools: Sequence[Mapping[str, Any]] = (), *, generate: bool = True) -> str:
-        try:
-            text: Any = self._tokenizer.apply_chat_template(
-                messages if self._probing else [self._calls.in_its_form(message) for message in messages],
-                tools=[dict(tool) for tool in tools] or None,
-                add_generation_prompt=generate,
-                tokenize=False,
-            )
-        except Exception as error:  # a template is a program of somebody else's
-            roles = ", ".join(str(message.get("role")) for message in messages)
-            said = f"the model's chat template refused messages of roles {roles}: {type(error).__name__}: {error}"
-            raise EnvironmentFailure(said) from None  # of this episode: the next row's messages may be right
-        return str(text)
 
     def _rendered(self, ids: list[int], text: str) -> Rendered:
         array = np.array(ids, dtype=np.int32)

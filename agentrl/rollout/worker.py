@@ -12,6 +12,7 @@ import socket
 import sys
 import traceback
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from agentrl.lifeline import die_with_parent
 from agentrl.records import Group
 from agentrl.rollout.episode import play_group
 from agentrl.rollout.others import others_of
+from agentrl.rollout.teaching import Tutor, tutor_of
 from agentrl.rollout.tree import Sampler
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ class Worker:
         on_serving: Callable[[Serving], None] = lambda serving: None,
         *,
         others: Mapping[str, Sampler] | None = None,
+        tutor: Tutor | None = None,
     ) -> None:
         self._on_serving = on_serving
         self._channel = channel
@@ -61,6 +64,7 @@ class Worker:
         self._renderer = renderer
         self._pool = pool
         self._others = others or {}
+        self._tutor = None if tutor is None else replace(tutor, context_length=engine.context_length)
         self._scopes: dict[int, trio.CancelScope] = {}
         self._episodes = 0
 
@@ -94,6 +98,7 @@ class Worker:
                     seed=play.seed,
                     rival=play.rival,
                     judged=play.judged,
+                    tutor=self._tutor,
                 )
                 group = Group(
                     index=play.index,
@@ -129,14 +134,15 @@ async def _serve(sock: socket.socket) -> None:
         async with (
             EnvPool(setup.environment, config.imports, config.rollout, logs=Path(setup.log_folder)) as pool,
             others_of(setup, config) as others,
+            tutor_of(setup.teaching, renderer) as tutor,
         ):
             spare_the_loop()
             if config.engine.kind == "vllm":
                 async with _vllm(channel, config) as engine:
-                    await Worker(channel, config, engine, renderer, pool, engine.update, others=others).serve()
+                    await Worker(channel, config, engine, renderer, pool, engine.update, others=others, tutor=tutor).serve()
             else:
                 embedded = await EmbeddedEngine.connect(setup.engine_socket, timeout_s=config.engine.timeout_s)
-                await Worker(channel, config, embedded, renderer, pool, others=others).serve()
+                await Worker(channel, config, embedded, renderer, pool, others=others, tutor=tutor).serve()
     except* AgentRLError as group:
         error = _first(group)
         await channel.send(Failed(kind=type(error).__name__, message=str(error)))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from typing import TYPE_CHECKING
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
 
 from agentrl import objectives
-from agentrl.config import RunConfig
+from agentrl.config import RunConfig, TeacherConfig
 from agentrl.learner import Learner
 from agentrl.records import Group, Rollout, SamplingContract, Score, Source, Task, TokenSpan, Turn, Version, VersionRun
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 VOCABULARY = 48
 
@@ -52,7 +51,21 @@ def run_config(**options: object) -> RunConfig:
 def make_learner(folder: str, config: RunConfig, objective: str | dict[str, object] = "grpo", **options: object) -> Learner:
     """A learner with a registered objective."""
     chosen = {"name": objective} if isinstance(objective, str) else objective
-    return Learner(config, objectives.get(str(chosen["name"])), objectives.validate(chosen), folder, **options)  # type: ignore[arg-type]
+    found, own = objectives.get(str(chosen["name"])), objectives.validate(chosen)
+    if found.needs(own).teacher is not None and not config.teacher:
+        config = config.model_copy(update={"teacher": [TeacherConfig(model=teacher_folder(folder))]})
+    return Learner(config, found, own, folder, **options)  # type: ignore[arg-type]
+
+
+def teacher_folder(folder: str) -> str:
+    """A teacher of another size beside a model, made once; its norms stay in float64."""
+    place = Path(folder) / "teacher"
+    if not place.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as draft:
+            tiny_model(Path(draft) / "model", kind="starcoder2", seed=7, hidden_size=48, tie_word_embeddings=False)
+            with contextlib.suppress(OSError):  # another rank was faster
+                (Path(draft) / "model").rename(place)
+    return str(place)
 
 
 def span(draw: np.random.Generator, new: int, sampled: int, *, logprob: float = -3.0, version: int = 0) -> TokenSpan:
@@ -142,9 +155,15 @@ def distance(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> f
 
 
 def others(learner: Learner) -> dict[str, torch.Tensor]:
-    """The weights of critic and reference, whole; a collective where the ranks hold shards."""
+    """The weights of critic and reference and the averages, whole; a collective where the ranks hold shards."""
+    averages = {} if learner.averages is None else learner.averages.values
+    kept = {
+        f"{kind}.{name}": (one.full_tensor() if hasattr(one, "full_tensor") else one).clone()
+        for kind, values in averages.items()
+        for name, one in values.items()
+    }
     models = {"critic": learner.models.critic, "reference": learner.models.reference, "head": learner.policy.value_head}
-    return {
+    return kept | {
         f"{kind}.{name}": (one.full_tensor() if hasattr(one, "full_tensor") else one).detach().clone()
         for kind, model in models.items()
         if model is not None

@@ -36,6 +36,9 @@ class Scored:
     values: torch.Tensor | None
     sampler: np.ndarray
     turn: np.ndarray
+    teacher: torch.Tensor
+    """The teacher's log-probs, where there is one."""
+    divergence: torch.Tensor
 
 
 class PlainModels:
@@ -47,6 +50,7 @@ class PlainModels:
         self.policy.load_state_dict(learner.policy.base.state_dict())
         self.critic: Any = None
         self.head: torch.nn.Linear | None = None
+        self.teacher = _read(str(learner.config.teacher[0].model)) if learner.config.teacher else None
         if learner.models.critic is not None:
             whole = _read(folder)
             self.critic = whole.get_decoder()
@@ -59,6 +63,7 @@ class PlainModels:
     def score(self, rollout: Rollout) -> Scored:
         """With gradients."""
         logprobs, entropies, values, sampler, turns = [], [], [], [], []
+        taught, divergences = [], []
         for row in rows_of(rollout):
             ids = torch.from_numpy(row.ids.astype(np.int64))
             places = np.flatnonzero(row.trained)
@@ -66,13 +71,23 @@ class PlainModels:
             table = torch.log_softmax(self.policy.get_output_embeddings()(hidden), -1)[places - 1]
             logprobs.append(table.gather(1, ids[places][:, None])[:, 0])
             entropies.append(-(table.exp() * table).sum(1))
+            if self.teacher is not None:
+                told = torch.log_softmax(self.teacher(input_ids=ids[None], use_cache=False).logits[0].detach(), -1)[places - 1]
+                taught.append(told.gather(1, ids[places][:, None])[:, 0])
+                divergences.append((table.exp() * (table - told)).sum(1))
             if self.head is not None:
                 own = self.critic(input_ids=ids[None], use_cache=False).last_hidden_state[0]
                 values.append(self.head(own)[places - 1, 0])
             sampler.append(row.sampler_logprobs[places])
             turns.append(row.turn[places])
         return Scored(
-            torch.cat(logprobs), torch.cat(entropies), torch.cat(values) if values else None, np.concatenate(sampler), np.concatenate(turns)
+            torch.cat(logprobs),
+            torch.cat(entropies),
+            torch.cat(values) if values else None,
+            np.concatenate(sampler),
+            np.concatenate(turns),
+            torch.cat(taught or [torch.zeros(0)]),
+            torch.cat(divergences or [torch.zeros(0)]),
         )
 
     def gradients(self) -> dict[str, torch.Tensor]:
@@ -106,7 +121,7 @@ def plain_gradients(
     reference = [one.logprobs.detach() for one in scored]
     if needs.reference:
         at_first = PlainModels.__new__(PlainModels)
-        at_first.policy, at_first.critic, at_first.head = _read(folder), None, None
+        at_first.policy, at_first.critic, at_first.head, at_first.teacher = _read(folder), None, None, None
         reference = [at_first.score(rollout).logprobs.detach() for rollout in rollouts]
     signals, credits_ = [], []
     place = 0
@@ -174,6 +189,7 @@ def _member(rollout: Rollout, scored: Scored, reference: torch.Tensor, needs: An
         start_logprobs=scored.logprobs.detach().numpy(),
         start_entropy=scored.entropy.detach().numpy(),
         reference_logprobs=reference.numpy(),
+        teacher_logprobs=scored.teacher.numpy(),
         values=None if scored.values is None else scored.values.detach().numpy(),
     )
 
@@ -217,6 +233,8 @@ def _batch(
         num_rollouts=len(own),
         rollout_advantages=torch.tensor([float(one[0]) for one in advantages], dtype=torch.float64),
         reference_logprobs=torch.cat([reference[place] for place in counted]) if needs.reference else None,
+        teacher_logprobs=torch.cat([one.teacher for one in own]),
+        divergence=torch.cat([one.divergence for one in own]),
         start_logprobs=start if several else None,
         entropy=torch.cat([one.entropy for one in own]),
         values=values,

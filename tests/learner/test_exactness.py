@@ -42,6 +42,12 @@ OBJECTIVES: list[dict[str, Any]] = [
     {"name": "xpo", "alpha": 0.1},
     {"name": "nash_md"},
     {"name": "a2po", "filter_all_incorrect": False},
+    {"name": "opd"},
+    {"name": "opd", "reward_coef": 0.5, "beta": 0.1},
+    {"name": "opd", "estimate": "sampled", "corrections": [{"name": "tis"}]},
+    {"name": "minillm"},
+    {"name": "minillm", "own": True, "gamma": 0.5, "length_normalization": False, "reward_coef": 1.0},
+    {"name": "iw_opd"},
 ]
 
 

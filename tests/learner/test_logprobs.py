@@ -51,7 +51,7 @@ def test_values_and_gradients_are_those_of_the_whole_matrix(
     tensors, targets, upstream = inputs(positions, vocabulary, dtype, bias=bias)
     head = Head(temperature=temperature, scale=scale, softcap=softcap, tile_mib=positions * vocabulary * 4 / 2**20 / tiles)
     shift = tensors[2] if bias else None
-    logprobs, entropy = token_logprobs(tensors[0], tensors[1], shift, targets, head)
+    logprobs, entropy, *_ = token_logprobs(tensors[0], tensors[1], shift, targets, head)
     expected, expected_entropy = naive(tensors[0], tensors[1], shift, targets, head)
     torch.testing.assert_close(logprobs, expected, rtol=bound, atol=4 * bound)
     torch.testing.assert_close(entropy, expected_entropy, rtol=10 * bound, atol=20 * bound)
@@ -81,7 +81,7 @@ def test_no_tensor_is_larger_than_a_tile_or_the_gradient() -> None:
     (hidden, weight), targets, _ = inputs(300, 1000, torch.float32, bias=False)
     head = Head(tile_mib=0.1)
     with Largest(weight) as largest:
-        logprobs, _ = token_logprobs(hidden, weight, None, targets, head)
+        logprobs, *_ = token_logprobs(hidden, weight, None, targets, head)
         logprobs.sum().backward()
     tile = 0.1 * 2**20 / 4
     assert largest.elements <= max(tile, weight.numel()) < 300 * 1000 / 10
@@ -91,7 +91,7 @@ def test_a_frozen_head_gets_no_gradient_and_no_memory_for_one() -> None:
     (hidden, weight), targets, _ = inputs(20, 2000, torch.float32, bias=False)
     weight = weight.detach()
     with Largest(weight) as largest:
-        logprobs, _ = token_logprobs(hidden, weight, None, targets, Head(tile_mib=20 * 100 * 4 / 2**20))
+        logprobs, *_ = token_logprobs(hidden, weight, None, targets, Head(tile_mib=20 * 100 * 4 / 2**20))
         logprobs.sum().backward()
     assert weight.grad is None
     assert hidden.grad is not None
@@ -100,7 +100,7 @@ def test_a_frozen_head_gets_no_gradient_and_no_memory_for_one() -> None:
 
 def test_half_precision_is_normalized_in_float32() -> None:
     (hidden, weight), targets, _ = inputs(30, 500, torch.bfloat16, bias=False)
-    logprobs, entropy = token_logprobs(hidden, weight, None, targets, Head())
+    logprobs, entropy, *_ = token_logprobs(hidden, weight, None, targets, Head())
     expected = torch.log_softmax((hidden @ weight.t()).float(), -1).gather(1, targets[:, None])[:, 0]
     assert logprobs.dtype == entropy.dtype == torch.float32
     torch.testing.assert_close(logprobs, expected, rtol=1e-6, atol=1e-5)
@@ -112,7 +112,7 @@ def test_half_precision_is_normalized_in_float32() -> None:
 def test_extreme_logits_stay_finite() -> None:
     hidden = torch.full((2, 1), 1e4, requires_grad=True)
     weight = torch.tensor([[1.0], [-1.0], [0.0]])
-    logprobs, entropy = token_logprobs(hidden, weight, None, torch.tensor([0, 1]), Head(tile_mib=1e-6))
+    logprobs, entropy, *_ = token_logprobs(hidden, weight, None, torch.tensor([0, 1]), Head(tile_mib=1e-6))
     torch.testing.assert_close(logprobs, torch.tensor([0.0, -2e4]))
     torch.testing.assert_close(entropy, torch.zeros(2), atol=2e-3, rtol=0)
 
@@ -123,7 +123,7 @@ def test_extreme_logits_stay_finite() -> None:
 def test_the_entropy_has_the_gradient_of_its_definition(tile_mib: float, softcap: float | None, alone: bool) -> None:
     leaves, targets, _ = inputs(3, 67, torch.float64, bias=True)
     head = Head(temperature=0.7, scale=1.3, softcap=softcap, tile_mib=tile_mib)
-    logprobs, entropy = token_logprobs(*leaves, targets, head)
+    logprobs, entropy, *_ = token_logprobs(*leaves, targets, head)
     mixed = torch.arange(1.0, 4.0, dtype=torch.float64)
     got = torch.autograd.grad((entropy * mixed).sum() + (0 if alone else logprobs.sum()), leaves)
     hidden, weight, bias = leaves

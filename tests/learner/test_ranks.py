@@ -28,6 +28,7 @@ LAUNCHERS = {
 
 
 PPO = {"name": "ppo", "epochs": 1, "minibatches": 2}
+BEMA = {"kind": "bema", "every": 1}
 MOVING = {"reference_sync": {"every": 5, "rate": 0.5}}
 
 
@@ -51,10 +52,22 @@ def on_two_ranks(launcher: str, plan: dict[str, Any], out: Path) -> list[dict[st
         ("fsdp2", "qwen3", "float32", {"name": "grpo", "beta": 0.1}, {"gradient_checkpointing": True}, "accelerate"),
         ("ddp", "qwen3", "float32", {"name": "rloo", "beta": 0.1}, {"lora": {"rank": 4}}, "torchrun"),
         ("fsdp2", "qwen3", "float32", {"name": "rloo", "beta": 0.1}, {"lora": {"rank": 4}}, "torchrun"),
+        (
+            "fsdp2",
+            "starcoder2",
+            "float32",
+            {"name": "rloo", "beta": 0.1},
+            {"lora": {"rank": 4, "variant": "dora"}, "ema": BEMA},
+            "torchrun",
+        ),
+        ("ddp", "qwen3", "float32", {"name": "grpo"}, {"lora": {"rank": 4, "quantize": "8bit"}, "ema": {"decay": 0.9}}, "torchrun"),
+        ("fsdp2", "starcoder2", "float64", {"name": "grpo"}, {"ema": BEMA}, "torchrun"),
         ("fsdp2", "starcoder2", "float64", PPO | {"critic": "head", "critic_warmup_steps": 5}, {}, "torchrun"),
         ("fsdp2", "starcoder2", "float64", PPO, MOVING, "torchrun"),
         ("ddp", "qwen3", "float32", PPO, MOVING, "accelerate"),
         ("ddp", "starcoder2", "float64", {"name": "online_dpo"}, {}, "torchrun"),
+        ("ddp", "starcoder2", "float64", {"name": "opd"}, {}, "torchrun"),
+        ("fsdp2", "starcoder2", "float64", {"name": "minillm"}, {}, "torchrun"),
     ],
 )
 def test_two_ranks_do_what_one_does(

@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from agentrl.errors import LearnerDiverged
-from agentrl.objectives.supervised import WARM_START_NLL
+from agentrl.objectives.sft import IMITATION
 from agentrl.records import rows_of
 
 ADAPTIVE = {"name": "grpo", "beta": 0.1, "kl_target": 1.0, "baseline": "running", "scale_rewards": "none"}
@@ -63,7 +63,7 @@ def test_the_gradient_of_imitation_is_that_of_the_likelihood(model_folder, tempe
     groups[1] = dataclasses.replace(groups[1], rollouts=groups[1].rollouts[2:3])  # what is left of a group that was filtered
     config = fakes.run_config(sampling={"temperature": temperature}, learner={"max_grad_norm": None})
     learner = fakes.make_learner(folder, config, "grpo", master_dtype=torch.float64)
-    found, metrics = warm_gradient(learner, groups, WARM_START_NLL)
+    found, metrics = warm_gradient(learner, groups, IMITATION)
     expected, loss = likelihood_gradient(folder, groups, temperature)
     assert metrics["loss"] == pytest.approx(loss, rel=1e-6)
     mine = {name.removeprefix("model."): one for name, one in found.items()}
@@ -86,7 +86,7 @@ def test_nothing_that_follows_steps_moves_on(model_folder):
     assert state
     reference = [one.clone() for one in learner.models.reference.parameters()]
     before = learner.fingerprint()
-    for number, objective in enumerate((WARM_START_NLL, None)):
+    for number, objective in enumerate((IMITATION, None)):
         metrics = learner.warm(fakes.make_groups(number), objective, rate=1e-3, number=number)
         assert metrics["learner/skipped"] == 0
     assert (learner.step, learner.state) == (0, state)
@@ -99,7 +99,7 @@ def test_the_first_update_after_it_is_that_of_a_fresh_optimizer(model_folder, tm
     config = fakes.run_config(learner={"weight_decay": 0.1})
     learner = fakes.make_learner(model_folder(), config, objective)
     for number in range(3):
-        learner.warm(fakes.make_groups(number), WARM_START_NLL, rate=1e-2, number=number)
+        learner.warm(fakes.make_groups(number), IMITATION, rate=1e-2, number=number)
     learner.forget_moments()
     fresh = fakes.make_learner(model_folder(), config, objective)
     for (_, mine, _), (_, theirs, _) in zip(fresh.models.saved(), learner.models.saved(), strict=True):
@@ -121,7 +121,7 @@ def test_imitation_leaves_a_critic_alone(model_folder):
     learner = fakes.make_learner(model_folder(), config, {"name": "ppo", "critic": "model", "critic_warmup_steps": 5})
     before = [one.clone() for one in learner.models.critic.parameters()]
     policy = learner.fingerprint()
-    learner.warm(fakes.make_groups(), WARM_START_NLL, rate=1e-2, number=0)
+    learner.warm(fakes.make_groups(), IMITATION, rate=1e-2, number=0)
     assert all(torch.equal(old, new) for old, new in zip(before, learner.models.critic.parameters(), strict=True))
     assert learner.fingerprint() != policy, "a critic's own warm-up does not hold the policy back here"
 
@@ -129,4 +129,4 @@ def test_imitation_leaves_a_critic_alone(model_folder):
 def test_weights_that_blow_up_are_told(model_folder):
     learner = fakes.make_learner(model_folder(), fakes.run_config())
     with pytest.raises(LearnerDiverged, match=r"a learning rate of 1e\+38 is too large"):
-        learner.warm(fakes.make_groups(), WARM_START_NLL, rate=1e38, number=0)
+        learner.warm(fakes.make_groups(), IMITATION, rate=1e38, number=0)

@@ -48,6 +48,8 @@ def random_step(seed: int = 0, *, rivals: bool = False, start: bool = True, grou
             parts={"right": float(draw.integers(0, 2)), "style": float(draw.uniform())},
             rival=rivals and member >= members // 2,
             staleness=1,
+            teacher=now + draw.normal(0, 0.4, length),
+            divergence=draw.uniform(0.01, 0.5, length),
         )
 
     return [[rollout(member) for member in range(members)] for _ in range(groups)]
@@ -91,7 +93,7 @@ def differences(
     prepared, scores = prepare(options, step), Scores.of(step)
     other = prepared if frozen is None else prepare(*frozen)
     gaps = []
-    for column in ("now", "entropy", "values"):
+    for column in ("now", "entropy", "values", "divergence"):
         exact = slopes_of(loss_of(prepared, scores), getattr(scores, column))
         rough = numeric(other, scores, column, moves)
         if column == "now" or any(one.any() for one in exact) or any(one.any() for one in rough):
@@ -127,6 +129,12 @@ def with_the_sampler(options: Mapping[str, Any], **shape: Any) -> Cell:
         bound=BOUND,
         note="what is under a stop-gradient is held by moving the log-probs that it is measured against along",
     )
+
+
+def both(options: Mapping[str, Any], weighted: Mapping[str, Any]) -> Cell:
+    """Options with nothing under a stop-gradient, and others with a weight that is."""
+    cell = with_the_sampler(weighted)
+    return verdict([straight(options).error or 0.0, cell.error or 0.0], bound=BOUND, note=cell.note)
 
 
 def without_the_detached(options: Mapping[str, Any]) -> Cell:

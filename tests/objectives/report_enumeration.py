@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ class World:
     values: np.ndarray
     start_values: np.ndarray
     staleness: int = 0
+    teacher: np.ndarray = field(default_factory=lambda: table(8, 1.2))
 
 
 THETA, MU, REFERENCE = table(1), table(1) + table(2, 0.4), table(3)
@@ -89,7 +90,7 @@ def mixture(world: World, share: float | None) -> np.ndarray:
     return world.sampler if share is None else (1 - share) * logs(world.sampler) + share * logs(world.reference)
 
 
-def play(world: World, completion: Completion, sampler: np.ndarray, *, rival: bool) -> Play:
+def play(world: World, completion: Completion, sampler: np.ndarray, *, rival: bool, divergence: np.ndarray | None = None) -> Play:
     rows, tokens = contexts(completion), list(completion)
     first = FIRST_TURN[completion[0]]
     return Play(
@@ -107,7 +108,15 @@ def play(world: World, completion: Completion, sampler: np.ndarray, *, rival: bo
         parts={"right": REWARD[completion]} | ({} if completion == (1, 2) else {"style": STYLE[completion]}),
         rival=rival,
         staleness=world.staleness,
+        teacher=logs(world.teacher)[rows, tokens],
+        divergence=None if divergence is None else divergence[rows],
+        more={"collision": np.log((np.exp(logs(world.now)) ** 2).sum(1))[rows]},
     )
+
+
+def better_first(group: tuple[Completion, ...]) -> tuple[Completion, ...]:
+    """A dataset's pair: the chosen text before the rejected one, and any others as they are."""
+    return (*sorted(group[:2], key=lambda one: -REWARD[one]), *group[2:])
 
 
 def steps(
@@ -121,13 +130,13 @@ def steps(
     for group in itertools.product(completions, repeat=size):
         samplers = [world.sampler] * half + [rival] * (size - half)
         weight = float(np.prod([chance(sampler, one) for sampler, one in zip(samplers, group, strict=True)]))
-        drawn.append((weight, group))
+        drawn.append((weight, better_first(group) if objective.data == "preference" else group))
     if groups == 1:
         yield from ((weight, [group]) for weight, group in drawn)
         return
     unordered: Counter[tuple[Completion, ...]] = Counter()
     for weight, group in drawn:
-        unordered[tuple(sorted(group))] += weight  # type: ignore[assignment]
+        unordered[group if objective.data == "preference" else tuple(sorted(group))] += weight  # type: ignore[assignment]
     kinds = list(unordered.items())
     for (i, (left, a)), (j, (right, b)) in itertools.combinations_with_replacement(enumerate(kinds), 2):
         yield a * b * (1 if i == j else 2), [left, right]
@@ -145,9 +154,10 @@ class Expected:
 def plays_of(world: World, options: Mapping[str, Any], groups: list) -> Step:
     objective, config = configured(options)
     share = objective.needs(config).rival
+    divergence = divergences(world, torch.from_numpy(logs(world.now)), options)[0].numpy()
     return [
         [
-            play(world, one, mixture(world, share) if rival else world.sampler, rival=rival)
+            play(world, one, mixture(world, share) if rival else world.sampler, rival=rival, divergence=divergence)
             for one, rival in ((one, share is not None and index >= len(group) // 2) for index, one in enumerate(group))
         ]
         for group in groups
@@ -169,13 +179,15 @@ def expected(
     scores = logits.log_softmax(-1)
     entropy = -(scores.exp() * scores).sum(1)
     total = torch.zeros((), dtype=torch.float64)
-    written = Sum(world)
+    divergence, slopes = divergences(world, scores, options)
+    written = Sum(world, slopes)
     for weight, chosen in steps(world, options, completions, groups, size):
         step = plays_of(world, options, chosen)
         flat = [one for group in chosen for one in group]
         rows = [contexts(one) for one in flat]
         now = [scores[row, list(one)] for row, one in zip(rows, flat, strict=True)]
-        found = Scores(now=now, entropy=[entropy[row] for row in rows], values=[values[row] for row in rows])
+        columns = {"entropy": entropy, "values": values, "divergence": divergence}
+        found = Scores(now=now, **{name: [column[row] for row in rows] for name, column in columns.items()})
         total = total + weight * loss_of(prepare(options, step, max_tokens=LONGEST), found)
         if paper is not None:
             written.add(weight, flat, paper(step, LONGEST))
@@ -184,15 +196,60 @@ def expected(
     return Expected(loss=total.item(), logits=by_logits.numpy(), values=by_values.numpy()), written.total
 
 
+def divergences(world: World, scores: torch.Tensor, options: Mapping[str, Any]) -> tuple[torch.Tensor, np.ndarray]:
+    """[4] between the teacher and the policy as the objective asks for it, and its slopes in the policy's logits [4, 3], written out.
+
+    KL(teacher | policy) at beta 0, KL(policy | teacher) at beta 1, else (1 - beta) KL(policy | m) + beta KL(teacher | m) with
+    m = (1 - beta) policy + beta teacher. With top_k all but the teacher's k tokens are one word.
+    """
+    objective, config = configured(options)
+    asked = objective.needs(config).teacher
+    if asked is None or asked.divergence is None:
+        return torch.zeros(4, dtype=torch.float64), np.zeros((4, 3))
+    beta, heat = asked.divergence, asked.temperature or 1.0
+    teacher = np.exp(logs(logs(world.teacher) / heat))
+    policy = (scores / heat).softmax(-1)
+    merge = np.stack([_buckets(row, asked.top_k) for row in teacher])  # [4, words, buckets]
+    own, other = torch.einsum("rv,rvb->rb", policy, torch.from_numpy(merge)), torch.from_numpy(np.einsum("rv,rvb->rb", teacher, merge))
+    middle = (1 - beta) * own + beta * other
+    share = 1.0 if beta == 1 else 1 - beta
+
+    def kl(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+        return torch.where(one > 0, one * (one / two).log(), 0.0).sum(1)
+
+    found = kl(other, own) if beta == 0 else share * kl(own, middle) + (0.0 if beta == 1 else beta * kl(other, middle))
+    p = policy.detach().numpy()
+    if beta == 0:
+        by_word = -np.einsum("rvb,rb->rv", merge, (other / own.detach()).numpy())
+    else:
+        by_word = share * np.einsum("rvb,rb->rv", merge, (own.detach() / middle.detach()).clamp(min=1e-300).log().numpy())
+    return found, p * (by_word - (p * by_word).sum(1, keepdims=True)) / heat
+
+
+def _buckets(teacher: np.ndarray, top_k: int | None) -> np.ndarray:
+    """[words, buckets] of 0 and 1."""
+    if top_k is None or top_k >= len(teacher):
+        return np.eye(len(teacher))
+    best = np.argsort(-teacher)[:top_k]
+    found = np.zeros((len(teacher), top_k + 1))
+    found[best, range(top_k)] = 1
+    found[:, top_k] = 1 - found.sum(1)
+    return found
+
+
 class Sum:
     """Adds up slopes of log-probs, entropies and values into gradients of the tables, by the derivative of a softmax."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, divergence: np.ndarray) -> None:
+        self._divergence = divergence
         self._policy, self._entropies, self._logs = np.exp(logs(world.now)), entropies(world.now), logs(world.now)
         self._loss, self._logits, self._values = 0.0, np.zeros((4, 3)), np.zeros(4)
 
     def add(self, weight: float, completions: list[Completion], slopes: Slopes) -> None:
         self._loss += weight * slopes.loss
+        for one, column in zip(completions, slopes.divergence, strict=False):
+            for row, slope in zip(contexts(one), column, strict=True):
+                self._logits[row] += weight * slope * self._divergence[row]
         for one, now, entropy, values in zip(completions, slopes.now, slopes.entropy, slopes.values, strict=True):
             for row, token, by_now, by_entropy, by_value in zip(contexts(one), one, now, entropy, values, strict=True):
                 self._logits[row] += weight * by_now * (np.eye(3)[token] - self._policy[row])

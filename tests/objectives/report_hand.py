@@ -6,6 +6,7 @@ Rollout A has two tokens and reward 1, rollout B one token and reward 0. Probabi
     sampler      0.40  0.40   0.28      policy / sampler  r = 3/2, 3/4, 5/7
     start        0.45  0.36   0.22      start / sampler = 9/8, 9/10, 11/14; policy / start = 4/3, 5/6, 10/11
     reference    0.50  0.20   0.30
+    teacher      0.50  0.60   0.35      divergence from it 0.12 0.08 0.05
     entropy      0.90  0.80   0.70
     values now   0.45  0.20   0.35      as the step began 0.40 0.50 0.10
 
@@ -35,6 +36,8 @@ PLAY_A = Play(
     turn_rewards=(0.25, 0.0),
     parts={"right": 1.0, "style": 0.8},
     staleness=1,
+    teacher=np.log([0.5, 0.6]),
+    divergence=np.array([0.12, 0.08]),
 )
 PLAY_B = Play(
     now=np.log([0.2]),
@@ -46,6 +49,8 @@ PLAY_B = Play(
     turn=np.array([0], dtype=np.int32),
     parts={"right": 0.0, "style": 0.2},
     staleness=1,
+    teacher=np.log([0.35]),
+    divergence=np.array([0.05]),
 )
 BOTH: Step = [[PLAY_A, PLAY_B]]
 WITH_START: Step = [[dataclasses.replace(PLAY_A, start=np.log([0.45, 0.36])), dataclasses.replace(PLAY_B, start=np.log([0.22]))]]

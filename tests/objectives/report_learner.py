@@ -1,7 +1,7 @@
 """Gradients of the real learner on a tiny model: the same however a step is cut, packed and ordered, and on two ranks.
 
 The model is in float64, moved away from its reference; its critic, where there is one, has a head that says something. Groups are
-ragged, with two turns, forks, turn rewards, parts, and rivals where the objective asks for them.
+ragged, with two turns, forks, turn rewards, parts, and rivals where the objective asks for them. An objective over a dataset is given rows.
 """
 
 from __future__ import annotations
@@ -22,16 +22,20 @@ import transformers
 from report_cells import EXACT, Cell, verdict
 from report_ours import AFTER, adapted, configured
 
-from agentrl.records import Score, rows_of
+from agentrl.config import TeacherConfig
+from agentrl.records import Group, Score, rows_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "learner"))
+import dataset_rows
 import learner_fakes as fakes
+from tokenizer_fakes import foreign_examples, foreign_pair
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from agentrl.examples import Example
     from agentrl.learner import Learner
-    from agentrl.records import Group, Rollout, TokenSpan
+    from agentrl.records import Rollout, TokenSpan
 
 Gradient = dict[str, torch.Tensor]
 Options = dict[str, Any]
@@ -57,6 +61,9 @@ def make_learner(options: Mapping[str, Any], folder: str, **more: Any) -> Learne
     """A learner whose weights and critic were moved, the same on every rank."""
     config = fakes.run_config(learner=SETTINGS | more.pop("settings", {}))
     objective, own = configured(options)
+    if options["name"] == "gold":
+        folder, teacher = foreign_pair(folder)
+        config = config.model_copy(update={"teacher": [TeacherConfig(model=teacher)]})
     learner = fakes.make_learner(folder, config, {key: options[key] for key in options if key != AFTER}, master_dtype=torch.float64, **more)
     learner.state = adapted(objective, own, options)
     noise = torch.Generator().manual_seed(1)
@@ -87,8 +94,16 @@ def nearby_groups(learner: Learner) -> list[Group]:
     return groups
 
 
-def as_wanted(groups: Sequence[Group], learner: Learner) -> list[Group]:
-    """The groups, their second halves said to be sampled by the rival that the objective asks for."""
+def as_wanted(groups: Sequence[Group], learner: Learner) -> list[Group] | list[Example]:
+    """The groups, their second halves said to be sampled by the rival that the objective asks for; or rows, where it learns from them."""
+    kind = learner._objective.data
+    if learner._objective.name == "gold":
+        return foreign_examples()
+    if kind is not None:
+        return dataset_rows.make_examples(kind, 11, texts=3 if learner._objective.name == "tpo" else 2)
+    asked = learner.models.needs.teacher
+    if asked is not None and asked.prompt is not None:
+        return [_told(group) for group in groups]
     rival = learner.models.needs.rival
     if rival is None:
         return list(groups)
@@ -103,6 +118,16 @@ def as_wanted(groups: Sequence[Group], learner: Learner) -> list[Group]:
     ]
 
 
+def _told(group: Group) -> Group:
+    """The group, the teachers of all rollouts but one with prompts of their own."""
+    draw = np.random.default_rng(group.index)
+    prompts = [draw.integers(3, fakes.VOCABULARY, 3 + one.member).astype(np.int32) if one.member else None for one in group.rollouts]
+    return dataclasses.replace(
+        group,
+        rollouts=tuple(dataclasses.replace(one, teacher_prompt=prompt) for one, prompt in zip(group.rollouts, prompts, strict=True)),
+    )
+
+
 def _sampled_nearby(learner: Learner, rollout: Rollout, draw: np.random.Generator) -> list[TokenSpan]:
     """The spans of a rollout's turns with log-probs within some tenths of a nat of the learner's own."""
     spans = [turn.span for turn in rollout.turns]
@@ -115,7 +140,7 @@ def _sampled_nearby(learner: Learner, rollout: Rollout, draw: np.random.Generato
     return spans
 
 
-def gradient(learner: Learner, groups: Sequence[Group], **settings: Any) -> Gradient:
+def gradient(learner: Learner, data: Sequence[Group] | Sequence[Example], **settings: Any) -> Gradient:
     """The gradient of every trained parameter, with other settings of the learner, if any; the learner is left as it was."""
     taken: Gradient = {}
     names = {id(one): f"{kind}{name}" for kind, model, _ in learner.models.saved() for name, one in model.named_parameters()}
@@ -130,7 +155,7 @@ def gradient(learner: Learner, groups: Sequence[Group], **settings: Any) -> Grad
     config, state = learner.config, dict(learner.state)
     learner.config = config.model_copy(update={"learner": config.learner.model_copy(update=settings)})
     learner.step = STEP
-    learner.update(groups)
+    (learner.update if learner._objective.data is None else learner.update_examples)(data)
     learner.config, learner.state = config, state
     for handle in handles:
         handle.remove()
@@ -150,7 +175,7 @@ def _groups() -> list[Group]:
 
 
 @cache
-def _whole(options: str) -> tuple[Learner, list[Group], Gradient]:
+def _whole(options: str) -> tuple[Learner, list[Group] | list[Example], Gradient]:
     learner = make_learner(json.loads(options), model_folder())
     groups = as_wanted(_groups(), learner)
     return learner, groups, gradient(learner, groups)
@@ -159,7 +184,7 @@ def _whole(options: str) -> tuple[Learner, list[Group], Gradient]:
 def invariance(options: Mapping[str, Any], note: str = "") -> Cell:
     """One micro-batch against several, one rollout or pair each, and against other orders of groups and of their members."""
     learner, groups, whole = _whole(json.dumps(dict(options)))
-    turned = [dataclasses.replace(group, rollouts=group.rollouts[::-1]) for group in reversed(groups)]
+    turned = [dataclasses.replace(one, rollouts=one.rollouts[::-1]) if isinstance(one, Group) else one for one in reversed(groups)]
     others = [
         gradient(learner, groups, tokens_per_micro_batch=1),
         gradient(learner, groups, tokens_per_micro_batch=40),

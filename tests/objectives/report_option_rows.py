@@ -15,7 +15,12 @@ import report_papers as papers
 import report_trl_options as checks
 import report_trl_rows as trl
 import report_whole as whole
+from report_gold import FOREIGN
+from report_preference_rows import PREFERENCES
 from report_rows import GROUP, LATE, NO_STD, OBJECTIVES, UNCLIPPED, Case, Row, rewarded
+from report_self import OWN
+from report_teacher import TAUGHT_TEXTS
+from report_texts import TEXTS, TextRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -277,4 +282,4 @@ OPTIONS: tuple[Row, ...] = (
     ),
 )
 
-ROWS: tuple[Row, ...] = (*OBJECTIVES, *CORRECTIONS, *OPTIONS)
+ROWS: tuple[Row | TextRow, ...] = (*OBJECTIVES, *CORRECTIONS, *OPTIONS, *TEXTS, *PREFERENCES, *TAUGHT_TEXTS, *FOREIGN, *OWN)

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 
 from agentrl.learner.batch import Part, parts_of, token_batch
+from agentrl.learner.loss import weighted
+from agentrl.learner.model import Scores as LearnerScores
 from agentrl.learner.samples import Candidates, Member, Sample
-from agentrl.learner.signals import ENTROPY, REFERENCE, START, VALUES, Signals, signals_of
+from agentrl.learner.signals import ENTROPY, REFERENCE, START, TEACHER, VALUES, Signals, signals_of
 from agentrl.objectives import Objective, ObjectiveConfig, get, validate
 
 if TYPE_CHECKING:
@@ -45,6 +47,11 @@ class Play:
     parts: Mapping[str, float] = field(default_factory=dict)
     rival: bool = False
     staleness: int = 0
+    teacher: np.ndarray | None = None
+    """The teacher's log-probs, and `divergence` between its distributions and the policy's now."""
+    divergence: np.ndarray | None = None
+    more: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Further columns of the forward pass by their names, without a gradient: collision, correct, mean_logits."""
 
     def __len__(self) -> int:
         return len(self.now)
@@ -63,6 +70,8 @@ class Prepared:
     samples: tuple[Sample, ...]
     signals: Signals
     part: Part
+    more: tuple[dict[str, torch.Tensor], ...]
+    """Columns of each sample's forward pass that have no gradient."""
 
     @property
     def advantages(self) -> list[np.ndarray]:
@@ -77,6 +86,7 @@ class Scores:
     now: list[torch.Tensor]
     entropy: list[torch.Tensor]
     values: list[torch.Tensor]
+    divergence: list[torch.Tensor] = field(default_factory=list)
 
     @staticmethod
     def of(step: Step) -> Scores:
@@ -88,7 +98,7 @@ class Scores:
             filled = [np.zeros(size) if column is None else column for column, size in zip(columns, lengths, strict=True)]
             return [torch.tensor(column, dtype=torch.float64, requires_grad=True) for column in filled]
 
-        return Scores(now=leaves("now"), entropy=leaves("entropy"), values=leaves("values"))
+        return Scores(now=leaves("now"), entropy=leaves("entropy"), values=leaves("values"), divergence=leaves("divergence"))
 
 
 @cache
@@ -132,7 +142,8 @@ def prepare(options: Mapping[str, Any], step: Step, *, max_tokens: int = MAX_TOK
         skips_zero=objective.zero_advantage_is_zero_loss(config),
         seed=(0, 0),
     )
-    return Prepared(objective=objective, config=config, samples=found.samples, signals=signals, part=part)
+    more = tuple({name: torch.from_numpy(column) for name, column in play.more.items()} for group in step for play in group)
+    return Prepared(objective=objective, config=config, samples=found.samples, signals=signals, part=part, more=more)
 
 
 def batch_of(prepared: Prepared, scores: Scores) -> tuple[TokenBatch, dict[str, torch.Tensor], list[int]]:
@@ -144,12 +155,24 @@ def batch_of(prepared: Prepared, scores: Scores) -> tuple[TokenBatch, dict[str, 
         return torch.cat([rows[place] for place in order])
 
     values = column(scores.values)
-    batch, weights = token_batch(prepared.part.active, prepared.part, column(scores.now), column(scores.entropy), values, step=0)
+    shared = set.intersection(*(set(columns) for columns in prepared.more))
+    more = {name: column([columns[name] for columns in prepared.more]) for name in sorted(shared)}
+    if scores.divergence:
+        more["divergence"] = column(scores.divergence)
+    found = LearnerScores(column(scores.now), column(scores.entropy), values, **more)
+    batch, weights = token_batch(prepared.part.active, prepared.part, found, step=0)
     return batch, weights, order
 
 
-def loss_of(prepared: Prepared, scores: Scores, *, held: Sequence[np.ndarray] | None = None, holds: Sequence[str] = ()) -> torch.Tensor:
-    """The step's loss.
+def loss_of(
+    prepared: Prepared,
+    scores: Scores,
+    *,
+    held: Sequence[np.ndarray] | None = None,
+    holds: Sequence[str] = (),
+    factors: Mapping[str, float] | None = None,
+) -> torch.Tensor:
+    """The step's loss, its terms times `factors` of their names, where there are any.
 
     `held` is added to each column of the batch that `holds` names: what moves along with the policy's log-probs stays where it was
     relative to them, so that a weight made of the two is frozen.
@@ -163,7 +186,7 @@ def loss_of(prepared: Prepared, scores: Scores, *, held: Sequence[np.ndarray] | 
         batch = dataclasses.replace(batch, **{name: value + moved for name, value in columns.items() if value is not None})
     losses = prepared.objective.loss(batch, prepared.config)
     loss = (losses.loss * weights[losses.per]).sum()
-    return loss + sum((term * weights["token"]).sum() for term in losses.terms.values())
+    return loss + sum((factors or {}).get(name, 1.0) * weighted(term, weights) for name, term in losses.terms.items())
 
 
 def slopes_of(loss: torch.Tensor, leaves: Sequence[torch.Tensor]) -> list[np.ndarray]:
@@ -206,11 +229,13 @@ def _sample(play: Play, group: int) -> Sample:
         masked=False,
         turn=np.zeros(len(play), dtype=np.int32) if play.turn is None else play.turn,
         version_steps=np.full(len(play), -play.staleness, dtype=np.int32),
+        parts=dict(play.parts),
     )
 
 
 def _columns(play: Play, *, start: bool) -> dict[str, np.ndarray]:
     columns = {REFERENCE: play.reference, START: play.now if start and play.start is None else play.start, VALUES: play.start_values}
+    columns[TEACHER] = play.teacher
     if start:
         columns[ENTROPY] = np.zeros(len(play)) if play.entropy is None else play.entropy
     return {name: column for name, column in columns.items() if column is not None}

@@ -6,7 +6,7 @@ Weights and masks under a stop-gradient are constants in that slope. `Paper` wei
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,6 +31,7 @@ class Slopes:
     now: list[np.ndarray]
     entropy: list[np.ndarray]
     values: list[np.ndarray]
+    divergence: list[np.ndarray] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class Paper:
         plays = [play for group in step for play in group]
         given = self.advantages(step) if advantages is None else [np.full(len(p), a) for p, a in zip(plays, advantages, strict=True)]
         marks = self.mark(step, given) if self.mark is not None else [np.ones(len(play)) for play in plays]
-        weights = _weights([len(play) for play in plays], self.reduction, max_tokens)
+        weights = weights_of([len(play) for play in plays], self.reduction, max_tokens)
         loss, now, entropy, values = 0.0, [], [], []
         for play, own, marked, weight in zip(plays, given, marks, weights, strict=True):
             losses, slopes = self.surrogate(play, own, marked)
@@ -73,7 +74,7 @@ class Paper:
         return Slopes(loss=float(loss), now=now, entropy=entropy, values=values)
 
 
-def _weights(lengths: list[int], reduction: str, max_tokens: int) -> list[float]:
+def weights_of(lengths: list[int], reduction: str, max_tokens: int) -> list[float]:
     count, tokens = len(lengths), sum(lengths)
     return [
         {"sequence_mean": 1 / (count * length), "token_mean": 1 / tokens, "sequence_sum": 1 / count, "constant": 1 / (count * max_tokens)}[

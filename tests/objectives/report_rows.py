@@ -13,6 +13,7 @@ import report_differences as differences
 import report_enumeration as world
 import report_hand as hand
 import report_papers as papers
+import report_teacher as teacher
 import report_trl_rows as trl
 import report_whole as whole
 from report_papers import Paper
@@ -35,6 +36,8 @@ class Case:
     worlds: tuple[world.World, ...] = (world.ON_POLICY, world.OFF_POLICY)
     groups: int = 1
     """Of the steps that are enumerated."""
+    texts: int = 2
+    """Of each group."""
     differs_from: Options | None = None
     """Options whose expected gradient off policy must be another: what the case is about has an effect there."""
 
@@ -87,6 +90,13 @@ def objective(
         found[-1] = dataclasses.replace(found[-1], differs_from=found[-1].options | loose)
         fields.setdefault("claims", claims.both(name, reduction, where=worlds[-1], **loose))
     return Row(title=name, section="Objectives", cases=tuple(found), hand=getattr(hand, name), trl=getattr(trl, name), **fields)
+
+
+def taught(name: str, paper: Any, *cases: Case, **fields: Any) -> Row:
+    """A row of an objective that learns from a teacher."""
+    found = (Case(options={"name": name}, paper=paper), *cases)
+    by_hand, by_trl = getattr(teacher, name), getattr(teacher, f"trl_{name}")
+    return Row(title=name, section="Objectives", cases=found, hand=by_hand, trl=by_trl, **fields)
 
 
 def case(name: str, paper: Any, **options: Any) -> Case:
@@ -268,5 +278,50 @@ OBJECTIVES: tuple[Row, ...] = (
         whole.preference(alpha=1e-5),
         case("xpo", whole.preference(1.0, alpha=0.1), beta=1.0, alpha=0.1),
         differences=lambda options: differences.pairs({**options, "beta": 1.0, "alpha": 0.1}, rivals=True),
+    ),
+    taught(
+        "opd",
+        teacher.Taught(paper=rewarded(teacher.nothing, papers.weighted(papers.capped(0, 5)), "token_mean")),
+        case("opd", teacher.Taught(paper=rewarded(teacher.nothing, papers.plain, "token_mean")), mixture=0.3, temperature=0.7),
+        case("opd", teacher.Taught(paper=rewarded(teacher.nothing, papers.plain, "token_mean")), mixture=0.0, estimate="top_k", top_k=1),
+        case(
+            "opd",
+            rewarded(teacher.each(lambda a: a), papers.weighted(papers.capped(0, 1.2)), "token_mean"),
+            estimate="sampled",
+            ratio_max=1.2,
+        ),
+        claims=(
+            teacher.of_prefixes({"name": "opd"}, world.OFF_POLICY, "dKL at the sampled prefixes"),
+            teacher.of_prefixes({"name": "opd", "estimate": "sampled"}, world.ON_POLICY, "sampled: the same on policy"),
+        ),
+        differences=lambda options: differences.both(options, {**options, "estimate": "sampled", "reward_coef": 0.5}),
+    ),
+    taught(
+        "minillm",
+        teacher.Taught(paper=rewarded(teacher.later(1.0, own=False, normalized=True), papers.clip(0.2), "token_mean")),
+        case(
+            "minillm",
+            rewarded(teacher.later(0.5, own=True, normalized=False), papers.clip(0.2), "sequence_sum"),
+            gamma=0.5,
+            own=True,
+            length_normalization=False,
+            single_step=False,
+            normalization="sequence_sum",
+        ),
+        claims=(
+            teacher.of_completions({"name": "minillm"}, "dKL of completions on policy"),
+            teacher.of_completions({"name": "minillm", "own": True, "single_step": False}, "by samples alone too"),
+        ),
+    ),
+    taught(
+        "iw_opd",
+        rewarded(teacher.importance(0.5), papers.weighted(teacher.plain_weight), "token_mean"),
+        case(
+            "iw_opd",
+            rewarded(teacher.importance(2.0), papers.weighted(teacher.plain_weight), "sequence_mean"),
+            gamma=2.0,
+            normalization="sequence_mean",
+        ),
+        claims=(teacher.of_prefixes({"name": "iw_opd", "gamma": 0.0}, world.ON_POLICY, "gamma 0: dKL at the sampled prefixes"),),
     ),
 )

@@ -16,8 +16,8 @@ from agentrl.objectives import StepColumns, get, validate
 from agentrl.objectives.corrections import CORRECTIONS, correct
 from agentrl.objectives.registry import BUILT_IN
 
-NAMES = [objective.name for objective in BUILT_IN]
-DRAW = np.random.default_rng(8)
+NAMES = [objective.name for objective in BUILT_IN if objective.data is None]
+DRAW, TEACHER = np.random.default_rng(8), np.random.default_rng(9)
 LENGTHS = (4, 3, 5, 4)
 REWARDS = [[1.0, 0.0, 0.5, 0.25], [0.75, 0.5, -0.5, 0.0], [0.5, 1.0, -0.25, -1.0]]
 """Members 0 and 1 of each group are the policy's, 2 and 3 the rival's; no rival of the last group has a reward above 0."""
@@ -38,6 +38,7 @@ def rollout(at, length):
         start_logprobs=column(length),
         start_entropy=column(length, low=0, high=2),
         reference_logprobs=column(length),
+        teacher_logprobs=TEACHER.uniform(-3.0, -0.2, length),
         values=column(length),
     )
 
@@ -64,6 +65,8 @@ COLUMNS = {
     "start_values": [column(length, low=0, high=1) for length in LENGTHS],
     "returns": [column(length, low=0, high=1) for length in LENGTHS],
     "staleness": [np.full(length, 2.0) for length in LENGTHS],
+    "teacher_logprobs": [row + TEACHER.normal(0, 1, len(row)) for row in NOW],
+    "divergence": [TEACHER.uniform(0.1, 1, length) for length in LENGTHS],
 }
 FIGURES = {"kl": 0.05, "entropy": 1.0, "learner/rollouts": 4.0, "learner/counted_tokens": 16.0, "learner/reward_mean": 0.4}
 
@@ -113,7 +116,7 @@ def plain(given):
     return rows
 
 
-BASE = {"bnpo": {"reward_min": -20.0, "reward_max": 20.0}}
+BASE = {"bnpo": {"reward_min": -20.0, "reward_max": 20.0}, "opd": {"reward_coef": 1.0}, "minillm": {"reward_coef": 1.0, "own": True}}
 """Settings in which an objective takes what the others take."""
 KL = {"beta": 0.3, "kl_in": "loss", "kl_estimator": "k3"}
 ADAPTS = {"entropy_target": 5.0}
@@ -183,6 +186,14 @@ KNOBS = {
     "pairing": ({}, "extremes"),
     "alpha": ({}, 0.1),
     "mixture": ({}, 0.5),
+    "estimate": ({}, "sampled"),
+    "temperature": ({}, 0.7),
+    "top_k": ({"estimate": "top_k", "top_k": 4}, 9),
+    "reward_coef": ({}, 0.3),
+    "gamma": ({}, 0.3),
+    "length_normalization": ({}, False),
+    "own": ({"own": False}, True),
+    "single_step": ({}, False),
 }
 """Option: what has to be set for it to count, and a value that is nobody's default unless OTHERWISE says so."""
 
@@ -341,6 +352,7 @@ REFUSALS = {
         ({"entropy_coef_max": 0.5}, SHARED, r"entropy_coef_max has no effect without entropy_target"),
         ({"running_decay": 0.5}, [name for name in SHARED if name != "reinforce"], r"belong to baseline running"),
     ],
+    "label_smoothing with loss dft": [({"loss": "dft", "label_smoothing": 0.1}, ["sft"], r"label_smoothing=0.1 smooths the likelihood")],
     "entropy_coef_min above entropy_coef_max": [
         ({"entropy_target": 1.0, "entropy_coef_min": 0.9, "entropy_coef_max": 0.5}, SHARED, r"entropy_coef_min=0.9 must not exceed"),
         ({"overlong_length": 10, "overlong_cache": 11}, SHARED, r"overlong_cache=11 must not exceed overlong_length=10"),
@@ -348,7 +360,7 @@ REFUSALS = {
     "delta up to 1 + clip_high": [
         (
             {"clip_low": 0.2, "clip_high": 0.5, "delta": 1.5},
-            ["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "gspo_token", "luspo", "clip_cov", "rloo", "ppo", "decoupled_ppo"],
+            ["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "gspo_token", "luspo", "clip_cov", "rloo", "ppo", "decoupled_ppo", "minillm"],
             r"delta=1.5 must exceed 1 \+ clip_high",
         ),
     ],
@@ -357,6 +369,22 @@ REFUSALS = {
     "normalize_advantages with baseline": [
         ({"normalize_advantages": True, "baseline": "running"}, ["rloo"], r"normalize_advantages divides by the advantages' own spread"),
     ],
+    "estimate sampled with another mixture": [
+        ({"estimate": "sampled", "mixture": 0.5}, ["opd"], r"mixture=0.5 asks for another divergence"),
+        ({"estimate": "sampled", "temperature": 0.5}, ["opd"], r"remove temperature"),
+    ],
+    "top_k without estimate top_k": [
+        ({"top_k": 5}, ["opd"], r"top_k is the number of tokens"),
+        ({"estimate": "top_k"}, ["opd"], r"top_k is the number of tokens"),
+    ],
+    "options about rewards with reward_coef 0": [
+        ({"dynamic_sampling": True}, ["opd", "minillm"], r"dynamic_sampling is about rewards, and reward_coef is 0"),
+        ({"baseline": "leave_one_out"}, ["opd", "minillm"], r"baseline is about rewards, and reward_coef is 0"),
+        ({"beta": 0.1, "kl_in": "reward"}, ["opd", "minillm"], r"kl_in is about rewards, and reward_coef is 0"),
+    ],
+    "ratio_max where nothing": [({"ratio_max": 2.0}, ["opd"], r"ratio_max bounds the weight of sampled tokens")],
+    "a token's own disagreement": [({"single_step": False}, ["minillm"], r"counts nowhere")],
+    "gamma 0 without own": [({"gamma": 0.0}, ["minillm"], r"credits a token with nothing")],
     "pairing extremes with preferences judge": [({"pairing": "extremes", "preferences": "judge"}, ["online_dpo"], r"pairing extremes")],
     "truncated_penalty with preferences judge": [
         ({"truncated_penalty": 1.0, "preferences": "judge"}, ["online_dpo", "xpo"], r"truncated_penalty is taken off a reward"),

@@ -9,7 +9,7 @@ from agentrl.objectives import GroupSignals, MemberSignals, TokenBatch, get, val
 
 SHARED = ["grpo", "dr_grpo", "dapo", "gspo", "gspo_token", "gmpo", "luspo", "cispo", "aipo", "sapo", "vespo", "dppo", "m2po", "clip_cov"]
 SHARED += ["kl_cov", "rloo", "reinforce", "decoupled_ppo", "ppo", "bnpo"]
-"""Every objective with the options of `PolicyConfig`."""
+"""Every objective with the options of `PolicyConfig` that learns from rewards alone."""
 
 
 def member(turn=(0,), *, turn_rewards=None, index=0, rival=False, truncated=False, **columns):
@@ -49,6 +49,7 @@ def batch(now, sampler, given, *, dtype=torch.float64, **columns):
     by_token = column(given) if isinstance(given[0], list) else torch.as_tensor(given, dtype=dtype)[rollout]
     firsts = [int((rollout == index).nonzero()[0]) for index in range(len(sampler))]
     known = {"values", "start_values", "returns", "reference_logprobs", "start_logprobs", "entropy", "staleness"}
+    known |= {"teacher_logprobs", "divergence"}
     fields = {key: column(rows) for key, rows in columns.items() if key in known}
     fields |= {key: rows for key, rows in columns.items() if key in {"rival", "chosen", "rejected"}}
     chosen = {key: column(rows) for key, rows in columns.items() if key not in known | fields.keys()}
@@ -71,7 +72,7 @@ def losses(name, inputs, **options):
 
 def slopes(found, inputs):
     """[tokens] the gradient of everything that a loss adds up to, with respect to the log-probs; 0 where there is none."""
-    total = sum((term.sum() for term in found.terms.values()), found.loss.sum())
+    total = sum((getattr(term, "loss", term).sum() for term in found.terms.values()), found.loss.sum())
     if not total.requires_grad:
         return torch.zeros_like(inputs.logprobs)
     return torch.autograd.grad(total, inputs.logprobs)[0]

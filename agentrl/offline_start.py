@@ -1,0 +1,181 @@
+"""What an offline run starts from: its rows, its models, and what an earlier one left in its folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from agentrl import objectives, runfile
+from agentrl.density_ratio import weigh
+from agentrl.errors import ConfigError
+from agentrl.offline_batches import ShuffledBatches, planned_steps
+from agentrl.offline_run import OfflineRun, evaluated
+from agentrl.reference_cache import compute, is_kept, read
+from agentrl.restore import load_checkpoint
+from agentrl.rollout.tokenizer import load_tokenizer
+from agentrl.selection import resumed, selection
+from agentrl.session import cpu_share, resolve_model
+from agentrl.teacher_servers import TaughtBatches, TaughtExamples, check_served, tutor_of
+from agentrl.teachers import with_teachers
+from agentrl.text_samples import openings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from transformers import PreTrainedTokenizerBase
+
+    from agentrl.config import RunConfig
+    from agentrl.data.prepared import Prepared
+    from agentrl.data.streamed import StreamedBatches
+    from agentrl.interrupt import Interrupt
+    from agentrl.learner import Learner
+    from agentrl.offline_batches import Batches, Examples
+    from agentrl.progress import Progress
+    from agentrl.run_folder import RunFolder
+    from agentrl.selection import Selection
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rows:
+    """The rows of a run, tokenized."""
+
+    data: Prepared | StreamedBatches
+    splits: dict[str, Examples]
+    """`train`, where it is not streamed, and `eval`, where there is one."""
+    steps: int
+    last: int | None
+    """Examples of the whole run; None for as many as its steps take."""
+
+
+def assembled(config: RunConfig, folder: RunFolder, progress: Progress, interrupt: Interrupt, *, resuming: bool) -> OfflineRun:
+    """The parts of a run, ready to learn; a collective.
+
+    Raises `ConfigError` for rows, models or settings that do not fit, `CheckpointError` for a checkpoint that does not read back.
+    """
+    progress.waiting("the dataset")
+    with interrupt.waiting():  # there is nothing to save yet
+        model_dir = resolve_model(config.model)
+        tokenizer = load_tokenizer(model_dir)
+        rows = _read(config, model_dir, tokenizer, progress)
+        config = config.model_copy(update={"steps": rows.steps})
+        progress.waiting("the model")
+        learner, splits = _learner(config, model_dir, rows.splits, folder, progress)
+        restored = folder.latest_checkpoint() if resuming else None
+        at = None if restored is None else folder.read_state(restored)
+        if resuming:
+            folder.cut_metrics(0 if at is None else at.step)
+        if restored is not None:
+            check_data(folder, restored, rows.data.fingerprint)
+            load_checkpoint(learner, folder, restored)
+        if config.learner.precompute_reference:
+            splits = scored_by_reference(folder, splits, learner, progress)
+    batches, held_out = _batches(config, rows, splits, learner, tokenizer)
+    run = OfflineRun(config, folder, learner, tokenizer, batches, held_out, rows.data.counts, progress, interrupt)
+    run.fingerprint, run.schema = rows.data.fingerprint, rows.data.schema
+    if at is not None:
+        run.lineage, run.saved = at.lineage + 1, learner.step
+    if held_out is not None:
+        run.selection = resumed(_selection(config, learner, held_out), None if at is None else at.selection)
+        run.prompts = openings(held_out, config.evaluation.samples)
+    if run.writes:
+        folder.keep_config(runfile.dump(config))
+    return run
+
+
+def _read(config: RunConfig, model_dir: str, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> _Rows:
+    """Read and tokenize all rows, or open the stream of them."""
+    from agentrl.data.limits import limits_of
+    from agentrl.data.prepare import prepare
+    from agentrl.data.streamed import StreamedBatches
+
+    kind = objectives.get(config.objective["name"]).data
+    assert kind is not None, "an offline run has an objective that learns from data"
+    limits = limits_of(model_dir)
+    splits: dict[str, Examples] = {}
+    if config.data.streaming:
+        data: Prepared | StreamedBatches = StreamedBatches(config, kind, tokenizer, say=progress.message, **limits)
+        steps, last = config.num_steps, None
+    else:
+        splits["train"] = data = prepare(config, kind, tokenizer, "train", say=progress.message, **limits)
+        steps, last = planned_steps(config, len(data.order(None, 0)))
+    if config.eval_dataset is not None or config.data.eval_rows:
+        splits["eval"] = prepare(config, kind, tokenizer, "eval", say=progress.message, **limits)
+    return _Rows(data=data, splits=splits, steps=steps, last=last)
+
+
+def _learner(
+    config: RunConfig, model_dir: str, splits: dict[str, Examples], folder: RunFolder, progress: Progress
+) -> tuple[Learner, dict[str, Examples]]:
+    """The learner, without a reference where the rows bring its log-probs, and the rows with their weights where they have any."""
+    from transformers import logging
+
+    from agentrl.learner import Learner
+
+    logging.disable_progress_bar()
+    objective, options = objectives.get(config.objective["name"]), objectives.validate(config.objective)
+    taught = with_teachers(config, model_dir, resolve_model)
+    known = config.learner.precompute_reference and all(is_kept(folder.reference, name, rows) for name, rows in splits.items())
+    learner = Learner(taught, objective, options, model_dir, threads=cpu_share(_alone(config), "learner"), reference=not known)
+    ratio = learner.models.needs.density_ratio
+    if ratio is not None:
+        progress.waiting("the weights of rows")
+        splits = weigh(splits, ratio, learner, folder.reference, seed=config.seed)
+    return learner, splits
+
+
+def _batches(
+    config: RunConfig, rows: _Rows, splits: dict[str, Examples], learner: Learner, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Batches, Examples | None]:
+    """The examples of each step and those of the evaluation, with what teachers on servers say of them."""
+    from agentrl.data.streamed import StreamedBatches
+
+    seed = config.seed if config.data.shuffle else None
+    batches: Batches
+    if isinstance(rows.data, StreamedBatches):
+        batches = rows.data
+    else:
+        batches = ShuffledBatches(splits["train"], batch_size=config.batch_size, seed=seed, last=rows.last)
+    held_out = splits.get("eval")
+    tutor = tutor_of(config, learner.models.needs)
+    if tutor is not None:
+        check_served(config, learner.models.needs, tokenizer)
+        held_out = None if held_out is None else TaughtExamples(held_out, tutor)
+        batches = TaughtBatches(batches, tutor, rows.steps)
+    return batches, held_out
+
+
+def _selection(config: RunConfig, learner: Learner, held_out: Examples) -> Selection:
+    """How evaluations are compared. Raises `ConfigError` where they will not have the figure, before a step is taken; a collective."""
+    options = config.evaluation
+    found = selection(options.metric, options.higher_is_better, options.patience)
+    if options.metric != "eval_loss":
+        some = [held_out[index] for index in range(min(len(held_out), config.batch_size))]
+        found.judged(learner.step, evaluated(learner, some))
+    return found
+
+
+def scored_by_reference(folder: RunFolder, splits: Mapping[str, Examples], learner: Learner, progress: Progress) -> dict[str, Examples]:
+    """The rows with their reference's log-probs, computed where they are not on disk; the learner then holds no reference. A collective."""
+    missing = [name for name, rows in splits.items() if not is_kept(folder.reference, name, rows)]
+    learner.accelerator.wait_for_everyone()  # all have looked before one of them writes
+    for name in missing:
+        compute(folder.reference, name, splits[name], learner, lambda done: progress.waiting(f"the reference: {done} rows done"))
+    learner.accelerator.wait_for_everyone()
+    learner.forget_reference()
+    return {name: read(folder.reference, name, rows) for name, rows in splits.items()}
+
+
+def check_data(folder: RunFolder, checkpoint: Path, fingerprint: str) -> None:
+    """Raise `ConfigError` where a resumed run would go on with other rows than it began with."""
+    before = folder.read_state(checkpoint).data
+    if before and before != fingerprint:
+        raise ConfigError(
+            f"the rows that this run trains on are not those of its checkpoint {checkpoint}: the dataset, the tokenizer or a setting of "
+            "`data` changed. Put it back as it was, or start a new run with model set to this one's weights"
+        )
+
+
+def _alone(config: RunConfig) -> RunConfig:
+    """The run file of a learner that has all cores: there is no engine beside it."""
+    return config.model_copy(update={"max_staleness": 0})

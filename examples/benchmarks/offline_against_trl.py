@@ -1,0 +1,308 @@
+"""SFT and DPO beside TRL on the same model and rows, on CPUs: speed, loss curves, memory. Prints one JSON line a comparison.
+
+    python examples/benchmarks/offline_against_trl.py sft dpo memory [--peer-python PATH_OF_A_PYTHON_WITH_TRL] [--threads 2]
+
+Each side runs in a process of its own, in turn, through what its users call: `agentrl.train` and TRL's trainers, over the same JSON lines
+in the same order, float32, AdamW without decay, a constant learning rate and clipping at 1. TRL runs without gradient checkpointing, which
+would cost it more. `tokens_per_s` counts real tokens, padding aside and a pair's prompt twice, from the end of the second step to the end
+of the last one. `curve_difference` is the largest difference between the two sides' losses of a step, of any seed; a seed is a model and
+rows.
+
+memory: the peak of a step above what was held before it, gradients aside, with a vocabulary of 262,144 words. `naive` is transformers' own
+loss over whole logits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+END, WORDS, MANY_WORDS = "<eos>", 512, 262_144
+BATCH, STEPS, LR = 32, 12, 1e-3
+ROWS = BATCH * STEPS
+MEMORY_ROWS, MEMORY_TOKENS = 8, 256
+
+
+def lengths(draw: np.random.Generator, median: float, most: int) -> int:
+    """Log-normal, as lengths of texts are: most rows are much shorter than the longest."""
+    return int(np.clip(draw.lognormal(np.log(median), 0.65), 4, most))
+
+
+def words(draw: np.random.Generator, count: int, vocabulary: int) -> str:
+    """So many tokens."""
+    return " ".join(f"w{index}" for index in draw.integers(1, vocabulary, count))
+
+
+def write_rows(path: Path, method: str, seed: int) -> None:
+    """The rows of a seed as JSON lines."""
+    draw = np.random.default_rng(seed)
+    rows: list[dict[str, str]] = []
+    for _ in range(MEMORY_ROWS * 3 if method == "memory" else ROWS):
+        if method == "sft":
+            rows.append({"text": words(draw, lengths(draw, 65, 240), WORDS)})
+        elif method == "memory":
+            rows.append({"text": words(draw, MEMORY_TOKENS, MANY_WORDS)})
+        else:
+            prompt = words(draw, lengths(draw, 50, 160), WORDS)
+            rows.append({"prompt": prompt + " "} | {side: words(draw, lengths(draw, 35, 120), WORDS) for side in ("chosen", "rejected")})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_model(folder: Path, vocabulary: int, seed: int) -> None:
+    """A random model of Qwen3's architecture, one token a word; 0.85 M parameters, or 17 M with the large vocabulary."""
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    large = vocabulary == MANY_WORDS
+    core = Tokenizer(WordLevel({END: 0} | {f"w{index}": index for index in range(1, vocabulary)}, unk_token=END))
+    core.pre_tokenizer = WhitespaceSplit()
+    core.add_special_tokens([END])
+    PreTrainedTokenizerFast(tokenizer_object=core, eos_token=END, pad_token=END).save_pretrained(folder)
+    torch.manual_seed(seed)
+    Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=vocabulary,
+            hidden_size=64 if large else 128,
+            intermediate_size=128 if large else 384,
+            num_hidden_layers=2 if large else 4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            max_position_embeddings=1024,
+            tie_word_embeddings=True,
+            eos_token_id=0,
+            pad_token_id=0,
+            bos_token_id=None,
+        )
+    ).save_pretrained(folder)
+
+
+class Watch:
+    """Notes each step: its loss, when it ended, and the memory that it took."""
+
+    def __init__(self, gradients: int = 0) -> None:
+        self.losses: list[float] = []
+        self.ends: list[float] = []
+        self.peaks: list[float] = []
+        self._gradients = gradients
+        self._before = 0
+
+    def begin(self) -> None:
+        """Forget the peak so far."""
+        Path("/proc/self/clear_refs").write_text("5")
+        self._before = _status("VmHWM")
+
+    def end(self) -> None:
+        """A step is done."""
+        self.ends.append(time.perf_counter())
+        self.peaks.append((_status("VmHWM") - self._before - self._gradients) / 2**20)
+
+
+def _status(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"no {name} in /proc/self/status: this benchmark needs Linux")
+
+
+def run_agentrl(method: str, model: Path, rows: Path, threads: int, watch: Watch) -> None:
+    """What `agentrl train` does."""
+    from agentrl import objectives, runfile
+    from agentrl.data.prepare import prepare
+    from agentrl.learner import Learner
+    from agentrl.offline_batches import ShuffledBatches
+    from agentrl.rollout.tokenizer import load_tokenizer
+
+    batch = MEMORY_ROWS if method == "memory" else BATCH
+    objective: dict[str, Any] = {"name": "dpo"} if method == "dpo" else {"name": "sft"}
+    values = {"model": str(model), "dataset": str(rows), "objective": objective, "batch_size": batch, "data": {"shuffle": False}}
+    config = runfile.from_mapping(values | {"learner": {"lr": LR, "betas": [0.9, 0.999], "device": "cpu"}, "epochs": 1})
+    found, options = objectives.get(objective["name"]), objectives.validate(config.objective)
+    assert found.data is not None
+    examples = prepare(config, found.data, load_tokenizer(str(model)), "train", say=print)
+    learner = Learner(config, found, options, str(model), threads=threads)
+    batches = ShuffledBatches(examples, batch_size=batch, seed=None, last=len(examples))
+    for step in range(len(examples) // batch):
+        watch.begin()
+        watch.losses.append(learner.update_examples(batches.take(step))["loss"])
+        watch.end()
+
+
+def run_trl(method: str, model: Path, rows: Path, threads: int, watch: Watch) -> None:
+    """What a script with TRL's trainers does."""
+    import torch
+    from datasets import load_dataset
+    from transformers import TrainerCallback
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer  # type: ignore[attr-defined,import-not-found,unused-ignore]
+
+    torch.set_num_threads(threads)
+
+    class Notes(TrainerCallback):  # type: ignore[misc,unused-ignore]
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            watch.begin()
+
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            watch.end()
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+            if "loss" in logs:
+                watch.losses.append(float(logs["loss"]))
+
+    kind, trainer = (DPOConfig, DPOTrainer) if method == "dpo" else (SFTConfig, SFTTrainer)
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = kind(
+            output_dir=scratch,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            per_device_train_batch_size=MEMORY_ROWS if method == "memory" else BATCH,
+            num_train_epochs=1,
+            learning_rate=LR,
+            lr_scheduler_type="constant",
+            train_sampling_strategy="sequential",
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        )
+        data = load_dataset("json", data_files=str(rows), cache_dir=scratch)["train"]
+        trainer(model=str(model), args=arguments, train_dataset=data, callbacks=[Notes()]).train()
+
+
+def run_naive(method: str, model: Path, rows: Path, threads: int, watch: Watch) -> None:
+    """Transformers' own loss over whole logits, rows of equal lengths."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(threads)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    policy = AutoModelForCausalLM.from_pretrained(model)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=LR)
+    texts = [json.loads(line)["text"] + END for line in rows.read_text().splitlines()]
+    for start in range(0, len(texts), MEMORY_ROWS):
+        watch.begin()
+        ids = torch.tensor(tokenizer(texts[start : start + MEMORY_ROWS])["input_ids"])
+        loss = policy(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        watch.losses.append(float(loss))
+        watch.end()
+
+
+SIDES = {"agentrl": run_agentrl, "trl": run_trl, "naive": run_naive}
+
+
+def measure(side: str, method: str, folder: Path, threads: int) -> dict[str, Any]:
+    """Run one side in this process."""
+    from safetensors import safe_open
+
+    with safe_open(folder / "model" / "model.safetensors", "pt") as weights:
+        size = sum(int(np.prod(weights.get_slice(name).get_shape())) for name in weights.keys())  # noqa: SIM118  # it is no mapping
+    watch = Watch(gradients=4 * size)
+    SIDES[side](method, folder / "model", folder / "rows.jsonl", threads, watch)
+    return {"losses": watch.losses, "seconds": watch.ends[-1] - watch.ends[1], "peak_mib": max(watch.peaks[1:]), "parameters": size}
+
+
+def counted(path: Path, method: str) -> int:
+    """Real tokens of the steps that are timed, ends included."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()][2 * BATCH :]
+    if method == "sft":
+        return sum(len(row["text"].split()) + 1 for row in rows)
+    return sum(2 * len(row["prompt"].split()) + len(row["chosen"].split()) + len(row["rejected"].split()) + 2 for row in rows)
+
+
+def start(python: str, side: str, method: str, folder: Path, threads: int) -> dict[str, Any]:
+    """Run one side in a process of its own."""
+    out = folder / f"{side}.json"
+    command = [python, __file__, method, "--side", side, "--out", str(out), "--threads", str(threads)]
+    quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    root = str(Path(__file__).parents[2])
+    done = subprocess.run(command, env=os.environ | quiet | {"PYTHONPATH": root}, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{side} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    result: dict[str, Any] = json.loads(out.read_text())
+    return result
+
+
+def compare(method: str, pythons: dict[str, str], options: argparse.Namespace) -> dict[str, Any]:
+    """Both sides, in turn, seed after seed."""
+    speeds: dict[str, list[float]] = {side: [] for side in pythons}
+    difference = 0.0
+    last: dict[str, list[float]] = {}
+    for seed in range(options.seeds):
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            write_model(folder / "model", WORDS, seed)
+            write_rows(folder / "rows.jsonl", method, seed)
+            tokens = counted(folder / "rows.jsonl", method)
+            found = {side: start(python, side, method, folder, options.threads) for side, python in pythons.items()}
+        for side, one in found.items():
+            speeds[side].append(tokens / one["seconds"])
+            last[side] = [round(loss, 4) for loss in one["losses"]]
+        difference = max(difference, *(abs(a - b) for a, b in zip(found["agentrl"]["losses"], found["trl"]["losses"], strict=True)))
+    ratios = [ours / theirs for ours, theirs in zip(speeds["agentrl"], speeds["trl"], strict=True)]
+    return {
+        "benchmark": method,
+        "threads": options.threads,
+        **{f"{side}_tokens_per_s": [round(speed) for speed in values] for side, values in speeds.items()},
+        "ratio": round(statistics.median(ratios), 2),
+        "ratios": [round(ratio, 2) for ratio in ratios],
+        "curve_difference": float(f"{difference:.3g}"),
+        "last_curves": last,
+    }
+
+
+def compare_memory(pythons: dict[str, str], options: argparse.Namespace) -> dict[str, Any]:
+    """Peak memory of a step with the large vocabulary."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_model(folder / "model", MANY_WORDS, 0)
+        write_rows(folder / "rows.jsonl", "memory", 0)
+        found = {side: start(python, side, "memory", folder, options.threads) for side, python in pythons.items()}
+    mib = {side: one["peak_mib"] for side, one in found.items()}
+    return {
+        "benchmark": "memory",
+        "parameters": found["agentrl"]["parameters"],
+        **{f"{side}_mib": round(value) for side, value in mib.items()},
+        "agentrl_over_trl": round(mib["agentrl"] / mib["trl"], 3),
+        "agentrl_over_naive": round(mib["agentrl"] / mib["naive"], 3),
+        "losses": {side: [round(loss, 4) for loss in one["losses"]] for side, one in found.items()},
+    }
+
+
+def main() -> None:
+    """Compare and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("methods", nargs="+", choices=["sft", "dpo", "memory"])
+    parser.add_argument("--peer-python", default=sys.executable, help="a Python that imports trl; by default this one")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
+    parser.add_argument("--out", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        Path(options.out).write_text(json.dumps(measure(options.side, options.methods[0], Path(options.out).parent, options.threads)))
+        return
+    pythons = {"agentrl": sys.executable, "trl": options.peer_python}
+    for method in options.methods:
+        memory = method == "memory"
+        print(json.dumps(compare_memory(pythons | {"naive": sys.executable}, options) if memory else compare(method, pythons, options)))
+
+
+if __name__ == "__main__":
+    main()

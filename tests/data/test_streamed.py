@@ -1,0 +1,83 @@
+"""Batches of a dataset that is streamed: those of the rows, and the same ones when a run goes on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from templates import KINDS, tokenizer_of
+
+from agentrl.config import RunConfig
+from agentrl.data.prepare import prepare
+from agentrl.data.streamed import StreamedBatches, StreamPlace
+from agentrl.errors import ConfigError
+
+TOKENIZER = tokenizer_of(KINDS["chatml"])
+
+
+def written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def config_of(dataset, *, batch_size=4, **data):
+    where = {"dataset": dataset} if isinstance(dataset, str) else {"datasets": dataset}
+    return RunConfig(model="unused", steps=9, batch_size=batch_size, data={"streaming": True, **data}, **where)
+
+
+def ids_of(examples):
+    return [[text.ids.tolist() for text in one.texts] for one in examples]
+
+
+PLAIN = [{"text": f"row {number}"} for number in range(30)]
+PAIRS = [{"prompt": f"row {number}", "chosen": " a", "rejected": " b"} for number in range(30)]
+
+
+def test_the_batches_are_the_rows_each_once_a_pass(tmp_path):
+    config = config_of(written(tmp_path / "a.jsonl", PLAIN), batch_size=10)
+    batches = StreamedBatches(config, "supervised", TOKENIZER)
+    whole = ids_of(prepare(config, "supervised", TOKENIZER))
+    first = [one for step in range(3) for one in ids_of(batches.take(step))]
+    assert sorted(first) == sorted(whole)
+    assert first != whole
+    again = [one for step in range(3, 6) for one in ids_of(batches.take(step))]
+    assert sorted(again) == sorted(whole)
+    assert again != first
+    assert batches.tally.read >= 60
+    in_order = StreamedBatches(config_of(config.dataset, batch_size=10, shuffle=False), "supervised", TOKENIZER)
+    assert ids_of(in_order.take(0)) == whole[:10]
+
+
+@pytest.mark.parametrize("stopped", [0, 1, 3, 7, 20])
+@pytest.mark.parametrize("batch_size", [1, 3, 4])
+def test_a_run_that_goes_on_takes_what_it_would_have_taken(stopped, batch_size, tmp_path):
+    pairs = written(tmp_path / "pairs.jsonl", PAIRS)
+    single = written(tmp_path / "single.jsonl", [{"prompt": "x", "completion": f" {number}", "label": True} for number in range(11)])
+    config = config_of([{"dataset": pairs, "weight": 2.0}, {"dataset": single, "weight": 1.0}], batch_size=batch_size)
+    straight = StreamedBatches(config, "unpaired", TOKENIZER)
+    expected = [ids_of(straight.take(step)) for step in range(30)]
+    before = StreamedBatches(config, "unpaired", TOKENIZER)
+    for step in range(stopped):
+        before.take(step)
+    place = StreamPlace.of_json(json.loads(json.dumps(before.place.as_json())))
+    after = StreamedBatches(config, "unpaired", TOKENIZER, step=stopped, place=place)
+    assert [ids_of(after.take(step)) for step in range(stopped, 30)] == expected[stopped:]
+    from_the_start = StreamedBatches(config, "unpaired", TOKENIZER)
+    assert [ids_of(from_the_start.take(step)) for step in range(stopped, 30)] == expected[stopped:]
+
+
+def test_bad_rows_are_skipped_and_counted_or_end_it_with_their_place(tmp_path):
+    file = written(tmp_path / "a.jsonl", [*PLAIN[:3], {"text": None}, *PLAIN[3:6]])
+    batches = StreamedBatches(config_of(file, batch_size=6, shuffle=False, on_bad_row="skip"), "supervised", TOKENIZER)
+    assert len(batches.take(0)) == 6
+    assert batches.tally.counts()["data/skipped"] >= 1
+    with pytest.raises(ConfigError, match=r"a.jsonl, line 4: `text` must be text"):
+        StreamedBatches(config_of(file, batch_size=6), "supervised", TOKENIZER).take(0)
+
+
+def test_what_cannot_be_streamed_is_told(tmp_path):
+    file = written(tmp_path / "a.jsonl", PLAIN)
+    with pytest.raises(ConfigError, match=r"data.packing is bfd, which takes all rows, and data.streaming is true: set data.packing=none"):
+        StreamedBatches(config_of(file, packing="bfd", max_length=8), "supervised", TOKENIZER)
+    with pytest.raises(ConfigError, match=r"preference"):
+        StreamedBatches(config_of(file), "preference", TOKENIZER)

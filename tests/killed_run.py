@@ -1,0 +1,32 @@
+"""Run by `test_offline_resume.py`: an offline run whose process is killed a moment after a step, `FILE STEP SECONDS`, or never, `FILE`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from agentrl import runfile
+from agentrl.offline import train_offline
+from agentrl.progress import SilentProgress
+
+
+class KilledAfter(SilentProgress):
+    """Ends this process with SIGKILL, in whatever it does by then."""
+
+    def __init__(self, step: int, delay_s: float) -> None:
+        super().__init__()
+        self._step, self._delay_s = step, delay_s
+
+    def step(self, metrics: dict[str, float]) -> None:
+        """Set the clock at the step."""
+        if metrics["step"] == self._step:
+            threading.Timer(self._delay_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+
+if __name__ == "__main__":
+    config = runfile.load(Path(sys.argv[1]))
+    step, delay_s = (int(sys.argv[2]), float(sys.argv[3])) if len(sys.argv) > 2 else (-1, 0.0)
+    train_offline(config, progress=KilledAfter(step, delay_s))
