@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from agentrl.llm import LLM, BudgetSpent, Message, Reply
     from agentrl.records import Rollout, Score, Task
     from agentrl.registry import register
-    from agentrl.run import RunResult
+    from agentrl.run_folder import RunResult
     from agentrl.single_turn import SingleTurn
 
 __all__ = [
@@ -61,7 +61,7 @@ _HOMES = {
     "Reply": "agentrl.llm",
     "Rollout": "agentrl.records",
     "RunConfig": "agentrl.config",
-    "RunResult": "agentrl.run",
+    "RunResult": "agentrl.run_folder",
     "Score": "agentrl.records",
     "SingleTurn": "agentrl.single_turn",
     "Task": "agentrl.records",

@@ -14,9 +14,8 @@ from agentrl.config import RunConfig
 from agentrl.environment import Environment
 from agentrl.errors import ConfigError
 from agentrl.rollout_log import replace_file
-from agentrl.run import RunResult
 from agentrl.run import train as run_train
-from agentrl.run_folder import RunFolder, new_folder
+from agentrl.run_folder import RunFolder, RunResult, new_folder
 
 if TYPE_CHECKING:
     from agentrl.progress import Progress

@@ -27,7 +27,7 @@ from agentrl.errors import AgentRLError, ConfigError
 if TYPE_CHECKING:
     from agentrl.config import RunConfig
     from agentrl.evaluation import EvalResult
-    from agentrl.run import RunResult
+    from agentrl.run_folder import RunResult
 
 FAILED, WRONG_CONFIG, INTERRUPTED = 1, 2, 130
 SHOWN_TASKS = 2
@@ -87,7 +87,9 @@ def _train_command(train: Callable[..., RunResult]) -> Callable[..., None]:
             str | None, typer.Option(metavar="MODEL", help="A folder, a Hub name, or `quickstart`.", show_default=False)
         ] = None,
         objective: Annotated[str | None, typer.Option(metavar="NAME", help="The objective, such as grpo.", show_default=False)] = None,
-        dataset: Annotated[str | None, typer.Option(metavar="FILE", help="JSON lines to train on.", show_default=False)] = None,
+        dataset: Annotated[
+            str | None, typer.Option(metavar="FILE", help="Rows to train on: a file, a folder or a Hub name.", show_default=False)
+        ] = None,
         on_bad_row: Annotated[
             str | None, typer.Option(metavar="error|skip", help="What a wrong row of the dataset does.", show_default=False)
         ] = None,

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from agentrl.errors import CheckpointError, ConfigError
+from agentrl.offline_batches import Changed
 from agentrl.rollout_log import replace_file
 
 if TYPE_CHECKING:
@@ -80,29 +82,10 @@ def fitted(embeddings: np.ndarray, good: np.ndarray) -> Classifier:
     return Classifier(weights=found[:-1].copy(), bias=float(found[-1]))
 
 
-class Weighed:
-    """Examples with a weight each.
-
-    Args:
-        examples: as they were read.
-        weights: [examples] float64.
-    """
-
-    def __init__(self, examples: Examples, weights: np.ndarray) -> None:
-        self.counts, self.fingerprint = examples.counts, examples.fingerprint
-        self._examples, self._weights = examples, weights
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def order(self, seed: int | None, epoch: int) -> np.ndarray:
-        """That of the examples."""
-        return self._examples.order(seed, epoch)
-
-    def __getitem__(self, index: int, /) -> Example:
-        example = self._examples[index]
-        own = example.parts.get("weight", 1.0)
-        return replace(example, parts={**example.parts, "weight": own * float(self._weights[index])})
+def weighed(weights: np.ndarray, index: int, example: Example) -> Example:
+    """An example with its own weight times that of its place in `weights`, [examples]."""
+    own = example.parts.get("weight", 1.0)
+    return replace(example, parts={**example.parts, "weight": own * float(weights[index])})
 
 
 def weigh(splits: Mapping[str, Examples], ratio: DensityRatio, learner: Learner, folder: Path, *, seed: int) -> dict[str, Examples]:
@@ -127,7 +110,7 @@ def weigh(splits: Mapping[str, Examples], ratio: DensityRatio, learner: Learner,
             known[name] = _weights(splits[name], ratio, classifier, learner.embeddings_of)
             if learner.accelerator.is_main_process:
                 _keep(folder, name, splits[name], known[name])
-    return {name: Weighed(rows, known[name]) for name, rows in splits.items()}
+    return {name: Changed(rows, partial(weighed, known[name])) for name, rows in splits.items()}
 
 
 def _fitted_on(rows: Examples, ratio: DensityRatio, embed: Embed, seed: int) -> Classifier:

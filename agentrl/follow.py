@@ -12,6 +12,7 @@ from agentrl.further import further_examples
 from agentrl.policies import updates
 from agentrl.rollout.tokenizer import load_tokenizer
 from agentrl.session import resolve_model
+from agentrl.teacher_servers import scored, tutor_of
 from agentrl.teachers import with_teachers
 from agentrl.warm_start import warm_steps
 
@@ -51,7 +52,9 @@ def follow(config: RunConfig, objective: objectives.Objective, options: objectiv
         signal.signal(number, signal.SIG_IGN)
     model_dir = resolve_model(config.model)
     learner = Learner(with_teachers(config, model_dir, resolve_model), objective, options, model_dir)
-    learner.further = further_examples(config, objective.data, objective.needs(options), load_tokenizer(model_dir), model_dir)
+    needs = objective.needs(options)
+    further = further_examples(config, objective.data, needs, load_tokenizer(model_dir), model_dir)
+    learner.further = scored(further, tutor_of(config, needs))
     saved = None
     if checkpoint is not None:
         learner.load(checkpoint)

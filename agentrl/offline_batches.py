@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
 
     from agentrl.config import RunConfig
@@ -29,6 +31,29 @@ class Examples(Protocol):
         ...
 
 
+class Changed:
+    """Examples of which each is changed as it is taken.
+
+    Args:
+        examples: as they were read.
+        change: number and example -> the example in its place.
+    """
+
+    def __init__(self, examples: Examples, change: Callable[[int, Example], Example]) -> None:
+        self.counts, self.fingerprint = examples.counts, examples.fingerprint
+        self._examples, self._change = examples, change
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int, /) -> Example:
+        return self._change(index, self._examples[index])
+
+    def order(self, seed: int | None, epoch: int) -> np.ndarray:
+        """That of the examples."""
+        return self._examples.order(seed, epoch)
+
+
 class Batches(Protocol):
     """The examples of each step."""
 
@@ -38,6 +63,10 @@ class Batches(Protocol):
 
     def epoch(self, step: int) -> float:
         """How often the data was gone over before this step."""
+        ...
+
+    def place_of(self, step: int) -> dict[str, Any] | None:
+        """What a checkpoint keeps to take up the data at this step; None where the step's number says it all."""
         ...
 
 
@@ -73,6 +102,9 @@ class ShuffledBatches:
         """How often the data was gone over before this step."""
         done = step * self._batch_size
         return (done if self._last is None else min(done, self._last)) / self._epoch_length
+
+    def place_of(self, step: int) -> None:
+        """Nothing: the order is a function of the seed."""
 
 
 def planned_steps(config: RunConfig, num_examples: int) -> tuple[int, int | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from agentrl import objectives
 from agentrl.adapter_needs import mistakes_of_adapter
 
 if TYPE_CHECKING:
@@ -62,6 +63,14 @@ def mistakes_of_offline(config: RunConfig, needs: Needs, name: str) -> Iterator[
         yield ("dataset",), f"objective {name!r} learns from a dataset: set `dataset` to a file, a folder or a Hub name"
     if config.dataset is not None and config.datasets:
         yield ("datasets",), "`dataset` and `datasets` are both set: remove one of them"
+    if config.sampling.temperature != 1:
+        own = [f"objective.{key}" for key in objectives.get(name).config.model_fields if key.endswith("temperature")]
+        cure = f"remove it; the divergence has its own in {' and '.join(own)}" if own else "remove it"
+        yield (
+            ("sampling", "temperature"),
+            f"`sampling.temperature` is {config.sampling.temperature:g}, and objective {name!r} learns from rows that nobody sampled: its "
+            f"loss is of the distribution at temperature 1: {cure}",
+        )
     if config.data.streaming and config.steps is None:
         yield ("steps",), "`data.streaming` reads rows as they are needed, so that nobody knows how many there are: set `steps`"
     if config.data.eval_rows and config.eval_dataset is not None:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from agentrl.selection import Selection
     from agentrl.text_samples import Opening
 
+LOST_ROWS = ("data/skipped", "data/dropped_long", "data/truncated")
+"""Counts of rows that are not trained as they stand: beside the metrics of every step."""
+
 
 @dataclass
 class OfflineRun:
@@ -72,6 +75,11 @@ class OfflineRun:
         while self.learner.step < self.config.num_steps:
             if ranks.any_of(self.learner.accelerator, self.interrupt.requested):
                 return True
+            if self.selection is not None and self.selection.exhausted:  # looked at first: a resumed run may be past it already
+                self.progress.message(f"stopped early, after step {self.learner.step}: {self.selection.said}")
+                if self.last:
+                    self.progress.step(self.last | {"steps": self.learner.step})
+                break
             self.progress.waiting("")
             started = time.perf_counter()
             examples = self.batches.take(self.learner.step)
@@ -84,10 +92,6 @@ class OfflineRun:
                 self.checkpoint()
             if pushes_after(self.config, self.learner.step):
                 self.push()
-            if self.selection is not None and self.selection.exhausted:
-                self.progress.message(f"stopped early, after step {self.learner.step}: {self.selection.said}")
-                self.progress.step(self.last | {"steps": self.learner.step})
-                break
         return False
 
     def record(self, metrics: dict[str, float], seconds: dict[str, float]) -> None:
@@ -98,6 +102,7 @@ class OfflineRun:
             "steps": self.config.num_steps,
             "tokens_per_s": metrics["num_tokens"] / seconds["step"],
         }
+        metrics |= {name: self.counts[name] for name in LOST_ROWS if name in self.counts}
         self.last = {"step": self.learner.step, "lineage": self.lineage, **metrics}
         if self.writes:
             self.folder.log_metrics(self.last)
@@ -147,7 +152,13 @@ class OfflineRun:
         else:
             step = self.learner.step
             state = RunState(
-                step=step, lineage=self.lineage, places_trained=step, next_index=step, selection=self.selection, data=self.fingerprint
+                step=step,
+                lineage=self.lineage,
+                places_trained=step,
+                next_index=step,
+                selection=self.selection,
+                data=self.fingerprint,
+                stream=self.batches.place_of(step),
             )
             with self.folder.writing_checkpoint(state) as draft:
                 self.learner.save(draft)

@@ -15,7 +15,7 @@ from agentrl.restore import load_checkpoint
 from agentrl.rollout.tokenizer import load_tokenizer
 from agentrl.selection import resumed, selection
 from agentrl.session import cpu_share, resolve_model
-from agentrl.teacher_servers import TaughtBatches, TaughtExamples, check_served, tutor_of
+from agentrl.teacher_servers import TaughtBatches, check_served, taught, tutor_of
 from agentrl.teachers import with_teachers
 from agentrl.text_samples import openings
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from agentrl.learner import Learner
     from agentrl.offline_batches import Batches, Examples
     from agentrl.progress import Progress
-    from agentrl.run_folder import RunFolder
+    from agentrl.run_folder import RunFolder, RunState
     from agentrl.selection import Selection
 
 
@@ -70,7 +70,7 @@ def assembled(config: RunConfig, folder: RunFolder, progress: Progress, interrup
             load_checkpoint(learner, folder, restored)
         if config.learner.precompute_reference:
             splits = scored_by_reference(folder, splits, learner, progress)
-    batches, held_out = _batches(config, rows, splits, learner, tokenizer)
+    batches, held_out = _batches(config, rows, splits, learner, tokenizer, at)
     run = OfflineRun(config, folder, learner, tokenizer, batches, held_out, rows.data.counts, progress, interrupt)
     run.fingerprint, run.schema = rows.data.fingerprint, rows.data.schema
     if at is not None:
@@ -114,9 +114,9 @@ def _learner(
 
     logging.disable_progress_bar()
     objective, options = objectives.get(config.objective["name"]), objectives.validate(config.objective)
-    taught = with_teachers(config, model_dir, resolve_model)
+    resolved = with_teachers(config, model_dir, resolve_model)
     known = config.learner.precompute_reference and all(is_kept(folder.reference, name, rows) for name, rows in splits.items())
-    learner = Learner(taught, objective, options, model_dir, threads=cpu_share(_alone(config), "learner"), reference=not known)
+    learner = Learner(resolved, objective, options, model_dir, threads=cpu_share(_alone(config), "learner"), reference=not known)
     ratio = learner.models.needs.density_ratio
     if ratio is not None:
         progress.waiting("the weights of rows")
@@ -125,22 +125,29 @@ def _learner(
 
 
 def _batches(
-    config: RunConfig, rows: _Rows, splits: dict[str, Examples], learner: Learner, tokenizer: PreTrainedTokenizerBase
+    config: RunConfig,
+    rows: _Rows,
+    splits: dict[str, Examples],
+    learner: Learner,
+    tokenizer: PreTrainedTokenizerBase,
+    at: RunState | None,
 ) -> tuple[Batches, Examples | None]:
-    """The examples of each step and those of the evaluation, with what teachers on servers say of them."""
+    """The examples of each step and those of the evaluation, with what teachers on servers say of them; streamed ones from `at` on."""
     from agentrl.data.streamed import StreamedBatches
 
     seed = config.seed if config.data.shuffle else None
     batches: Batches
     if isinstance(rows.data, StreamedBatches):
         batches = rows.data
+        if at is not None and at.stream is not None:
+            rows.data.go_on(at.step, at.stream)
     else:
         batches = ShuffledBatches(splits["train"], batch_size=config.batch_size, seed=seed, last=rows.last)
     held_out = splits.get("eval")
     tutor = tutor_of(config, learner.models.needs)
     if tutor is not None:
         check_served(config, learner.models.needs, tokenizer)
-        held_out = None if held_out is None else TaughtExamples(held_out, tutor)
+        held_out = None if held_out is None else taught(held_out, tutor)
         batches = TaughtBatches(batches, tutor, rows.steps)
     return batches, held_out
 
@@ -171,8 +178,8 @@ def check_data(folder: RunFolder, checkpoint: Path, fingerprint: str) -> None:
     before = folder.read_state(checkpoint).data
     if before and before != fingerprint:
         raise ConfigError(
-            f"the rows that this run trains on are not those of its checkpoint {checkpoint}: the dataset, the tokenizer or a setting of "
-            "`data` changed. Put it back as it was, or start a new run with model set to this one's weights"
+            f"the rows that this run trains on are not those of its checkpoint {checkpoint}: the dataset, the tokenizer, the objective or "
+            "a setting of `data` changed. Put it back as it was, or start a new run with model set to this one's weights"
         )
 
 

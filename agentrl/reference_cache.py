@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from agentrl.errors import CheckpointError, ConfigError
+from agentrl.offline_batches import Changed
 from agentrl.rollout_log import replace_file
 
 if TYPE_CHECKING:
@@ -26,35 +26,6 @@ if TYPE_CHECKING:
 
 CHUNK = 256
 """Examples scored at once."""
-
-
-class Scored:
-    """Examples with their reference's log-probs.
-
-    Args:
-        examples: as they were read.
-        values: [trained tokens of all of them] float32.
-        ends: [texts of all of them] int64: where the log-probs of each text end.
-    """
-
-    def __init__(self, examples: Examples, values: np.ndarray, ends: np.ndarray) -> None:
-        self.counts, self.fingerprint = examples.counts, examples.fingerprint
-        self._examples, self._values, self._ends = examples, values, ends
-        self._texts = np.concatenate([[0], np.cumsum([len(examples[index].texts) for index in range(len(examples))])])
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def order(self, seed: int | None, epoch: int) -> np.ndarray:
-        """That of the examples."""
-        return self._examples.order(seed, epoch)
-
-    def __getitem__(self, index: int, /) -> Example:
-        example = self._examples[index]
-        first = int(self._texts[index])
-        bounds = [int(self._ends[place - 1]) if place else 0 for place in range(first, first + len(example.texts) + 1)]
-        known = tuple(np.array(self._values[start:end]) for start, end in pairwise(bounds))
-        return replace(example, reference_logprobs=known)
 
 
 def is_kept(folder: Path, name: str, examples: Examples) -> bool:
@@ -98,7 +69,7 @@ def compute(folder: Path, name: str, examples: Examples, learner: Learner, tell:
     replace_file(folder / f"{name}.json", json.dumps(said).encode())
 
 
-def read(folder: Path, name: str, examples: Examples) -> Scored:
+def read(folder: Path, name: str, examples: Examples) -> Changed:
     """The rows with what `compute` kept; the log-probs stay on disk. Raises `ConfigError` where the files do not fit together."""
     try:
         values, ends = np.load(folder / f"{name}-logprobs.npy", mmap_mode="r"), np.load(folder / f"{name}-ends.npy")
@@ -106,4 +77,11 @@ def read(folder: Path, name: str, examples: Examples) -> Scored:
         raise ConfigError(f"the reference's log-probs in {folder} do not read back: {error}; remove that folder") from error
     if len(ends) == 0 or len(values) != ends[-1]:
         raise ConfigError(f"the reference's log-probs in {folder} are torn; remove that folder, and they are computed again")
-    return Scored(examples, values, ends)
+    starts = np.concatenate([[0], ends])
+    first_text = np.concatenate([[0], np.cumsum([len(examples[index].texts) for index in range(len(examples))])])
+
+    def scored(index: int, example: Example) -> Example:
+        texts = range(int(first_text[index]), int(first_text[index]) + len(example.texts))
+        return replace(example, reference_logprobs=tuple(np.array(values[starts[text] : starts[text + 1]]) for text in texts))
+
+    return Changed(examples, scored)

@@ -27,15 +27,16 @@ from agentrl.interrupt import Abandoned, Interrupt
 from agentrl.lost_rank import told_in_one_line
 from agentrl.metrics import group_metrics, why_idle
 from agentrl.needs import check_needs
+from agentrl.offline import train_offline
 from agentrl.policies import prune_snapshots, snapshot_folder, updates
 from agentrl.processes import launched_rank
 from agentrl.records import SamplingContract, Version
 from agentrl.restore import load_checkpoint, open_buffer, open_replay
 from agentrl.rollout.tokenizer import load_tokenizer
-from agentrl.run_folder import RunFolder, RunState, new_folder, read_metrics
+from agentrl.run_folder import RunFolder, RunResult, RunState, new_folder, read_metrics
 from agentrl.session import Session, cpu_share, resolve_model, spare_cores
 from agentrl.tasks import TaskSource
-from agentrl.teacher_servers import check_served, teaching_of
+from agentrl.teacher_servers import check_served, scored, teaching_of, tutor_of
 from agentrl.teachers import with_teachers
 from agentrl.warm_start import read_warm_start, warm_up
 
@@ -54,17 +55,6 @@ if TYPE_CHECKING:
 
 IDLE_STEPS = 10
 """Steps in a row without an update after which the user is told, and a run of nothing else fails; fewer may be chance."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunResult:
-    """How a run ended."""
-
-    folder: Path
-    steps: int
-    interrupted: bool
-    last: dict[str, float]
-    """Metrics of the last step."""
 
 
 @dataclass
@@ -251,14 +241,13 @@ def train(config: RunConfig, *, resume: Path | None = None, progress: Progress) 
     """
     objective = objectives.get(config.objective["name"])
     objective_config = objectives.validate(config.objective)
-    if objective.is_offline(objective_config):
-        from agentrl.offline import train_offline
-
-        return train_offline(config, resume=resume, progress=progress)
-    needs = objective.needs(objective_config)
-    check_needs(config, needs, objective.name)
+    offline = objective.is_offline(objective_config)
+    if not offline:
+        check_needs(config, objective.needs(objective_config), objective.name)
     if launched_rank() > 0:
         with told_in_one_line():
+            if offline:
+                return train_offline(config, RunFolder(resume or Path(config.output or "")), progress, Interrupt(), resuming=bool(resume))
             follow(config, objective, objective_config, RunFolder(resume).latest_checkpoint() if resume else None)
         return RunResult(folder=resume or Path(config.output or ""), steps=config.num_steps, interrupted=False, last={})
     folder = RunFolder(resume or (Path(config.output) if config.output else new_folder(config)))
@@ -271,6 +260,8 @@ def train(config: RunConfig, *, resume: Path | None = None, progress: Progress) 
         stack.callback(folder.close)
         stack.enter_context(interrupt.installed())
         try:
+            if offline:
+                return train_offline(config, folder, progress, interrupt, resuming=resume is not None)
             return _train(config, folder, objective, objective_config, progress, interrupt, stack, resuming=resume is not None)
         except KeyboardInterrupt:  # before there was anything to save, or a second time
             progress.message("interrupted; what was finished is in the run folder")
@@ -317,7 +308,8 @@ def _train(
         taught = with_teachers(config, session.model_dir, resolve_model)
         learner = Learner(taught, objective, objective_config, session.model_dir, threads=threads, spare_threads=spare)
         tokenizer = load_tokenizer(session.model_dir)
-        learner.further = further_examples(config, objective.data, needs, tokenizer, session.model_dir, say=progress.message)
+        further = further_examples(config, objective.data, needs, tokenizer, session.model_dir, say=progress.message)
+        learner.further = scored(further, tutor_of(config, needs))
         check_served(config, needs, tokenizer)
         if restored is not None:
             load_checkpoint(learner, folder, restored)

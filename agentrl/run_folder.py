@@ -67,7 +67,20 @@ class RunState:
     """Which evaluation of an offline run was the best."""
     data: str = ""
     """Fingerprint of the rows that an offline run trains on."""
+    stream: dict[str, Any] | None = None
+    """Where its data goes on, where it is streamed."""
     schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """How a run ended."""
+
+    folder: Path
+    steps: int
+    interrupted: bool
+    last: dict[str, float]
+    """Metrics of the last step."""
 
 
 class RunFolder:

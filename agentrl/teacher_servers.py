@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import trio
@@ -12,6 +12,7 @@ import trio
 from agentrl.dispatch import TeacherPlace, Teaching
 from agentrl.engines.vllm_setup import PROBED_TEXT
 from agentrl.errors import ConfigError, RequestRefused
+from agentrl.offline_batches import Changed
 from agentrl.rollout.pool import alone
 from agentrl.rollout.teaching import connected
 from agentrl.teacher_prompt import TEACHER, top_names
@@ -23,33 +24,7 @@ if TYPE_CHECKING:
     from agentrl.engines.teacher_client import TeacherServers
     from agentrl.examples import Example, Text
     from agentrl.objectives import Needs
-
-
-class Examples(Protocol):
-    """The rows of a dataset, tokenized."""
-
-    counts: dict[str, float]
-    fingerprint: str
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Example: ...
-
-    def order(self, seed: int | None, epoch: int) -> np.ndarray:
-        """Numbers of the examples of an epoch, in the order in which they are trained."""
-        ...
-
-
-class Batches(Protocol):
-    """The examples of each step."""
-
-    def take(self, step: int) -> list[Example]:
-        """Those of the optimizer step of this number, from 0; the steps come in order."""
-        ...
-
-    def epoch(self, step: int) -> float:
-        """How often the data was gone over before this step."""
-        ...
+    from agentrl.offline_batches import Batches, Examples
 
 
 def teaching_of(config: RunConfig, needs: Needs) -> Teaching | None:
@@ -167,6 +142,10 @@ class TaughtBatches:
         """How often the data was gone over before this step."""
         return self._batches.epoch(step)
 
+    def place_of(self, step: int) -> dict[str, Any] | None:
+        """As that of the batches."""
+        return self._batches.place_of(step)
+
     def close(self) -> None:
         """Wait for what is being scored, and drop it."""
         self._pool.shutdown(cancel_futures=True)
@@ -175,34 +154,23 @@ class TaughtBatches:
         return self._tutor.taught(self._batches.take(step))
 
 
-class TaughtExamples:
-    """Rows that are evaluated, all of them scored once.
-
-    Args:
-        examples: as they are.
-        tutor: scores them.
-    """
-
-    def __init__(self, examples: Examples, tutor: Tutor) -> None:
-        self.counts, self.fingerprint = examples.counts, examples.fingerprint
-        self._order = examples.order
-        self._examples = tutor.taught([examples[index] for index in range(len(examples))])
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, index: int, /) -> Example:
-        return self._examples[index]
-
-    def order(self, seed: int | None, epoch: int) -> np.ndarray:
-        """As that of the rows."""
-        return self._order(seed, epoch)
+def taught(examples: Examples, tutor: Tutor) -> Changed:
+    """Rows that are evaluated, all of them scored once."""
+    known = tutor.taught([examples[index] for index in range(len(examples))])
+    return Changed(examples, lambda index, example: known[index])
 
 
 def tutor_of(config: RunConfig, needs: Needs) -> Tutor | None:
     """What scores the rows of an offline run; None where its teachers are in process."""
     teaching = teaching_of(config, needs)
     return Tutor(teaching) if teaching is not None and teaching.places else None
+
+
+def scored(further: Callable[[int], Sequence[Example]] | None, tutor: Tutor | None) -> Callable[[int], Sequence[Example]] | None:
+    """The dataset's texts of each step of a run that also samples, with what teachers on servers say of them."""
+    if further is None or tutor is None:
+        return further
+    return lambda step: tutor.taught(further(step))
 
 
 def _with_servers(

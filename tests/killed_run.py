@@ -9,8 +9,8 @@ import threading
 from pathlib import Path
 
 from agentrl import runfile
-from agentrl.offline import train_offline
 from agentrl.progress import SilentProgress
+from agentrl.run import train
 
 
 class KilledAfter(SilentProgress):
@@ -29,4 +29,4 @@ class KilledAfter(SilentProgress):
 if __name__ == "__main__":
     config = runfile.load(Path(sys.argv[1]))
     step, delay_s = (int(sys.argv[2]), float(sys.argv[3])) if len(sys.argv) > 2 else (-1, 0.0)
-    train_offline(config, progress=KilledAfter(step, delay_s))
+    train(config, progress=KilledAfter(step, delay_s))

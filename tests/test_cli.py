@@ -12,7 +12,7 @@ from agentrl import objectives, runfile
 from agentrl.cli import make_app
 from agentrl.errors import ConfigError, RunCannotLearn
 from agentrl.evaluation import EvalResult
-from agentrl.run import RunResult
+from agentrl.run_folder import RunResult
 
 ENVIRONMENT = '''
 import agentrl

@@ -117,6 +117,14 @@ def test_the_folder_tells_every_step_and_evaluation(tmp_path, model):
     assert "eval_loss" in lines[0]
 
 
+def test_rows_that_were_left_out_are_counted_beside_every_step(tmp_path, model):
+    run = make_run(tmp_path / "run", model, steps=2)
+    run.counts = {"data/read": 13.0, "data/skipped": 3.0, "data/dropped_long": 0.0, "data/truncated": 1.0}
+    run.learn()
+    counted = [{name: one.get(name) for name in run.counts} for one in read_metrics(tmp_path / "run")]
+    assert counted == 2 * [{"data/read": None, "data/skipped": 3.0, "data/dropped_long": 0.0, "data/truncated": 1.0}]
+
+
 def test_a_signal_ends_the_run_at_the_next_step(tmp_path, model):
     run = make_run(tmp_path / "run", model)
     run.interrupt.requested = True

@@ -126,6 +126,18 @@ def test_a_resumed_run_chooses_as_one_that_was_not_interrupted(tmp_path, model):
     assert told[0] == told[1]
 
 
+def test_a_resume_of_a_run_that_stopped_early_takes_no_further_step(tmp_path, model):
+    options = {"steps": 40, "lr": 0.3, "patience": 2, "checkpoint": 2}
+    stopped = make_run(tmp_path / "run", model, **options)
+    stopped.learn()
+    again = make_run(tmp_path / "run", model, **options)
+    again.learner.load(again.folder.latest_checkpoint())
+    again.selection = stopped.selection
+    assert not again.learn()
+    assert again.learner.step == stopped.learner.step < 40
+    assert again.progress.said == [f"stopped early, after step {stopped.learner.step}: {stopped.selection.said}"]
+
+
 def test_a_resume_goes_by_the_present_rules():
     before = dataclasses.replace(selection("eval_loss", None, 2), best=1.0, best_step=4, judged_step=8, without_gain=2)
     assert resumed(selection("eval_loss", None, 5), before) == dataclasses.replace(before, patience=5)

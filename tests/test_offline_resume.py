@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from test_run import Silent
 
 from agentrl import runfile
-from agentrl.offline import train_offline
+from agentrl.run import train
 from agentrl.run_folder import read_metrics
 
 WORDS = ["red", "green", "blue", "one", "two", "three", "north", "south"]
@@ -82,7 +82,7 @@ def config_of(objective, rows, output, *, learner=None, data=None, epochs=3, **r
 
 
 def run(config, *, resume=False, killed_at=None):
-    train_offline(config, resume=Path(config.output) if resume else None, progress=KilledAt(killed_at))
+    train(config, resume=Path(config.output) if resume else None, progress=KilledAt(killed_at))
 
 
 def final(folder):
@@ -111,6 +111,7 @@ SETTINGS = {
     "sft": ("sft", {}),
     "sft_packed": ("sft", PACKED),
     "sft_split": ("sft", {"data": {"packing": "bfd_split", "max_length": 32}}),
+    "sft_streamed": ("sft", {"data": {"streaming": True}, "steps": 12}),
     "sft_lora": ("sft", {"learner": {"lora": {"rank": 4}}}),
     "sft_dora_packed_bema": (
         "sft",
@@ -124,7 +125,7 @@ SETTINGS = {
     "dpo_moving_reference": (DPO, {"learner": {"reference_sync": {"every": 2, "rate": 0.5}, "ema": BEMA}}),
 }
 """Objective and options by name."""
-QUICK = ("sft", "sft_dora_packed_bema", "dpo_lora", "dpo_moving_reference")
+QUICK = ("sft", "sft_streamed", "sft_dora_packed_bema", "dpo_lora", "dpo_moving_reference")
 
 
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS])

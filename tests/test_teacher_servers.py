@@ -13,7 +13,7 @@ from agentrl.dispatch import TeacherPlace
 from agentrl.engines.teacher_client import TeacherServers
 from agentrl.errors import ConfigError, SamplerUnavailable
 from agentrl.examples import Example, Text
-from agentrl.teacher_servers import TaughtBatches, TaughtExamples, Tutor, teaching_of
+from agentrl.teacher_servers import TaughtBatches, Tutor, scored, taught, teaching_of
 
 URL, OTHER = "http://a:1", "http://b:1"
 ONLINE = {"model": "m", "dataset": "rows.jsonl"}
@@ -141,6 +141,9 @@ class Plain:
     def epoch(self, step: int) -> float:
         return step / 2
 
+    def place_of(self, step: int) -> dict[str, int]:
+        return {"rows": step}
+
     def __len__(self) -> int:
         return 3
 
@@ -158,6 +161,7 @@ def test_the_next_step_is_scored_while_one_is_taken_and_none_beyond_the_last() -
     batches.close()
     assert [len(one.texts[0].known["teacher"]) for one in got] == [2, 3, 4]
     assert plain.taken == [0, 1, 2]
+    assert batches.place_of(2) == {"rows": 2}
     assert len(server.asked) == 3
     assert batches.epoch(1) == 0.5
 
@@ -172,9 +176,16 @@ def test_a_resumed_run_scores_the_step_that_it_goes_on_with() -> None:
 
 def test_held_out_rows_are_scored_once() -> None:
     server = fakes.FakeTeacher(URL, turn_s=0.0)
-    rows = TaughtExamples(Plain(), tutor(server))
+    rows = taught(Plain(), tutor(server))
     assert len(rows) == 3
     assert len(rows[2].texts[0].known["teacher"]) == len(rows[2].texts[0].known["teacher"]) == 4
     assert len(server.asked) == 3
     assert rows.counts == {"data/rows": 3.0}
     assert rows.order(1, 0).tolist() == [2, 1, 0]
+
+
+def test_texts_beside_the_policys_own_are_scored_as_they_are_taken() -> None:
+    given = scored(Plain().take, tutor(fakes.FakeTeacher(URL, turn_s=0.0)))
+    assert given is not None
+    assert len(given(1)[0].texts[0].known["teacher"]) == 3
+    assert scored(None, tutor(fakes.FakeTeacher(URL))) is None

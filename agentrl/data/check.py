@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from agentrl.data.convert import canonical, check_kind, convertible
+from agentrl.data.convert import canonical, convertible
 from agentrl.data.faults import DataFaults, RowFault
 from agentrl.data.prepare import BATCH_ROWS, RowReader, Tally, read, schema_of
 from agentrl.data.schemas import ACCEPTED, check_row, notes
@@ -123,8 +123,6 @@ def check_dataset(
     """
     found = schema_of(rows, data, kind)
     taken = kind or kind_of(found, data)
-    if kind is not None:
-        check_kind(kind, found, data.convert)
     faults = DataFaults("skip", most_shown=SHOWN_FAULTS)
     said: dict[str, None] = dict.fromkeys(rows.notices)
     tokenized: dict[str, Any] = {}

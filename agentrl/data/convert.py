@@ -172,7 +172,7 @@ def _refusal(kind: DataKind, found: Found) -> str:
         "stepwise": "which takes a wrong step for a wrong completion" if kind == "unpaired" else "which leaves out rows with a wrong step",
     }.get(found.schema, "")
     cure = f"; ask for it with data.convert={ways[0]}, {lost}" if ways else ", and no conversion leads there: choose another dataset"
-    return f"the dataset has {found} rows, and the objective learns from {kind} data, {takes} rows{cure}"
+    return f"the dataset has {found} rows, and the objective learns from {kind} data ({takes} rows){cure}"
 
 
 def _renamed(row: Mapping[str, Any], columns: Mapping[str, str]) -> Row:

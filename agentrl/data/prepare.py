@@ -220,7 +220,7 @@ def prepare_rows(
 
 
 def schema_of(rows: Rows, data: DataConfig, kind: DataKind | None = None) -> Found:
-    """The schema that most of the first rows have. Raises `ConfigError` where they have none."""
+    """The schema that most of the first rows have. Raises `ConfigError` where they have none, or one that the objective does not take."""
     first = read(rows, range(min(LOOKED_AT, len(rows))))
     readable: list[dict[str, Any]] = []
     for _, where, row in first:
@@ -233,9 +233,12 @@ def schema_of(rows: Rows, data: DataConfig, kind: DataKind | None = None) -> Fou
     if not readable:
         raise next(row for _, _, row in read(rows, range(1)) if isinstance(row, RowFault))
     try:
-        return detect_all(readable, kind)
+        found = detect_all(readable, kind)
+        if kind is not None:
+            check_kind(kind, found, data.convert)
     except ConfigError as error:
         raise ConfigError(f"{rows.where(0)}: {error}") from None
+    return found
 
 
 def read(rows: Rows, numbers: Iterable[int]) -> Iterator[tuple[int, str, Any]]:

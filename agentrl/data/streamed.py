@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
+
+import xxhash
 
 from agentrl.data.faults import DataFaults, RowFault
 from agentrl.data.prepare import RowReader, Tally, nothing_left, schema_of
 from agentrl.data.rows import ObjectRows
+from agentrl.data.splits import digest
 from agentrl.data.streams import SourcePlace, draw, open_stream
 from agentrl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -25,27 +28,31 @@ if TYPE_CHECKING:
 AHEAD = 64
 """Rows that are tokenized at once."""
 LOOKED_AT = 100
+PLACES = 3
+"""Steps whose places are known: a teacher may score one ahead of that which is trained."""
 MOST_EMPTY = 100_000
 """Rows in a row of which none becomes an example, after which it is not to be expected that one will."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamPlace:
-    """How far the datasets of a run were used."""
+    """How far the datasets of a run were used; rows are read a few at once, and it is the first of these that is noted."""
 
     sources: tuple[SourcePlace, ...]
-    """Where the row that comes next is drawn, or that of which some examples are used."""
+    """Where the rows begin that come next, or those of which some examples are used."""
     used: int = 0
-    """Examples of that row that are used."""
+    """Examples of these rows that are used."""
+    counts: Mapping[str, float] = field(default_factory=dict)
+    """What became of the rows before them."""
 
     def as_json(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"sources": [list(one) for one in self.sources], "used": self.used}
+        return {"sources": [list(one) for one in self.sources], "used": self.used, "counts": dict(self.counts)}
 
     @classmethod
-    def of_json(cls, value: dict[str, Any]) -> StreamPlace:
+    def of_json(cls, value: Mapping[str, Any]) -> StreamPlace:
         """Back from a checkpoint."""
-        return cls(tuple(SourcePlace(*one) for one in value["sources"]), value["used"])
+        return cls(tuple(SourcePlace(*one) for one in value["sources"]), value["used"], value["counts"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,7 @@ class _Ready:
 
     example: Example
     place: StreamPlace
+    epoch: float
 
 
 class StreamedBatches:
@@ -64,8 +72,6 @@ class StreamedBatches:
         kind: what the objective learns from.
         tokenizer: of the model.
         say: takes what a person should know.
-        step: the first that is taken.
-        place: where the data of that step begins, of a `StreamedBatches` that has taken those before it; None is the start.
         positions: most tokens that the model takes.
         vocabulary: number of tokens that the model has.
 
@@ -79,8 +85,6 @@ class StreamedBatches:
         tokenizer: PreTrainedTokenizerBase,
         *,
         say: Callable[[str], None] = lambda _: None,
-        step: int = 0,
-        place: StreamPlace | None = None,
         positions: int | None = None,
         vocabulary: int | None = None,
     ) -> None:
@@ -88,33 +92,48 @@ class StreamedBatches:
         if data.packing != "none":
             raise ConfigError(f"data.packing is {data.packing}, which takes all rows, and data.streaming is true: set data.packing=none")
         specs = [one.dataset for one in config.datasets] or [str(config.dataset)]
-        weights = [one.weight for one in config.datasets] or None
-        streams = [open_stream(spec) for spec in specs]
+        self._weights = [one.weight for one in config.datasets] or None
+        self._streams = [open_stream(spec) for spec in specs]
+        self._seed = config.seed if data.shuffle else None
         self.tally = Tally(DataFaults(data.on_bad_row))
         """What became of the rows so far."""
         teachers = [one.name for one in config.teacher] if len(config.teacher) > 1 else []
         self._readers = []
-        for stream in streams:
+        content = xxhash.xxh3_128(repr(self._weights).encode())
+        for stream in self._streams:
             for notice in stream.notices:
                 say(notice)
-            found = schema_of(first_rows(stream), data, kind)
+            rows = first_rows(stream)
+            for number in range(len(rows)):
+                content.update(digest(rows[number]))
+            found = schema_of(rows, data, kind)
             self._readers.append(
                 RowReader(data, kind, tokenizer, found, positions=positions, vocabulary=vocabulary, teachers=teachers, tally=self.tally)
             )
         self.counts = self.tally.counts()
-        """The same as metrics, as of the last step that was taken."""
-        self.fingerprint = ""
-        """Nobody has read all rows."""
+        """The same as metrics, from the start of the run, as of the last step that was taken."""
+        self.fingerprint = content.hexdigest()
+        """Of the first rows of each dataset: nobody has read them all."""
         self.schema = ", ".join(dict.fromkeys(str(reader.found) for reader in self._readers))
         """Of the rows, in words."""
         self._batch_size = config.batch_size
-        self.place = place or StreamPlace(tuple(SourcePlace() for _ in streams))
-        """Behind the last step that was taken: what a checkpoint keeps."""
-        self._drawn = draw(streams, weights, seed=config.seed if data.shuffle else None, place=self.place.sources)
+        self._begin(0, StreamPlace(tuple(SourcePlace() for _ in self._streams), counts=self.counts))
+
+    def go_on(self, step: int, kept: Mapping[str, Any]) -> None:
+        """Take up the data where this step begins, by what `place_of` said of it."""
+        self._begin(step, StreamPlace.of_json(kept))
+
+    def _begin(self, step: int, place: StreamPlace) -> None:
+        self._drawn = draw(self._streams, self._weights, seed=self._seed, place=place.sources)
         self._ready: deque[_Ready] = deque()
-        self._behind = self.place.sources
-        self._skip = self.place.used
+        self._behind, self._skip = place.sources, place.used
+        self._before = {name: count - place.counts.get(name, 0.0) for name, count in self.tally.counts().items()}
         self._step, self._empty = step, 0
+        self._places: tuple[tuple[int, StreamPlace, float], ...] = ((step, place, _epoch(place.sources)),)
+
+    def place_of(self, step: int) -> dict[str, Any]:
+        """Where the data of this step begins, one of the last that were taken or the next: what a checkpoint keeps."""
+        return next(place for number, place, _ in self._places if number == step).as_json()
 
     def take(self, step: int) -> list[Example]:
         """Those of the optimizer step of this number; what lies between it and the last one that was taken is read and left.
@@ -129,29 +148,30 @@ class StreamedBatches:
         while len(self._ready) < self._batch_size:
             self._read_on()
         batch = [self._ready.popleft() for _ in range(self._batch_size)]
-        self.place = batch[-1].place
         self._step += 1
-        self.counts.update(self.tally.counts())
+        self._places = (*self._places[1 - PLACES :], (self._step, batch[-1].place, batch[-1].epoch))  # whole: another thread may look
+        self.counts.update(self._counted())
         return [one.example for one in batch]
 
     def epoch(self, step: int) -> float:
-        """Passes over the data that are complete: of the dataset that had the fewest."""
-        return float(min(source.epoch for source in self.place.sources))
+        """Passes over the data that were complete before this step, of the dataset that had the fewest; a step as of `place_of`."""
+        return next(epoch for number, _, epoch in self._places if number == step)
+
+    def _counted(self) -> dict[str, float]:
+        """What became of the rows from the start of the run."""
+        return {name: count - self._before[name] for name, count in self.tally.counts().items()}
 
     def _read_on(self) -> None:
+        begun, counts = self._behind, self._counted()
         drawn = list(islice(self._drawn, AHEAD))
-        made = self._examples(drawn)
-        for one, examples in zip(drawn, made, strict=True):
-            before = self._behind
-            self._behind = one.place
-            for number, example in enumerate(examples):
-                last = number == len(examples) - 1
-                place = StreamPlace(one.place) if last else StreamPlace(before, number + 1)
-                if self._skip:
-                    self._skip -= 1
-                else:
-                    self._ready.append(_Ready(example, place))
-        self._empty = 0 if any(made) else self._empty + len(drawn)
+        made = [(example, _epoch(row.place)) for row, examples in zip(drawn, self._examples(drawn), strict=True) for example in examples]
+        self._behind = drawn[-1].place
+        last = StreamPlace(self._behind, counts=self._counted())
+        for number, (example, epoch) in enumerate(made, start=1):
+            if number > self._skip:
+                self._ready.append(_Ready(example, last if number == len(made) else StreamPlace(begun, number, counts), epoch))
+        self._skip = max(0, self._skip - len(made))
+        self._empty = 0 if made else self._empty + len(drawn)
         if self._empty >= MOST_EMPTY:
             raise ConfigError(nothing_left(self.tally, self.tally.read))
 
@@ -163,6 +183,11 @@ class StreamedBatches:
             for example, numbers in reader.examples(rows):
                 made[numbers[0]].append(example)
         return made
+
+
+def _epoch(places: Sequence[SourcePlace]) -> float:
+    """Passes that are complete, of the dataset that had the fewest."""
+    return float(min(source.epoch for source in places))
 
 
 def first_rows(stream: Stream) -> ObjectRows:

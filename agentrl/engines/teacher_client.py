@@ -7,7 +7,7 @@ processes import this module, so it must not load torch.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import trio
@@ -25,7 +25,7 @@ from agentrl.engines.teacher_api import (
     tokenize_body,
 )
 from agentrl.engines.vllm_api import BadAnswer, refusal
-from agentrl.engines.vllm_http import HttpError, HttpServer, Reply
+from agentrl.engines.vllm_http import FINAL, FIRST_BACKOFF_S, MOST_BACKOFF_S, SHOWN_FAILURES, Connection, HttpError, HttpServer
 from agentrl.errors import ConfigError, RequestRefused, SamplerUnavailable
 
 if TYPE_CHECKING:
@@ -33,23 +33,6 @@ if TYPE_CHECKING:
 
 MOST_IN_FLIGHT = 32
 """Texts that one server scores at once: prompt log-probs are computed for a whole text at a time, and each holds its logits."""
-FIRST_BACKOFF_S = 0.1
-MOST_BACKOFF_S = 5.0
-FINAL = {400, 413, 422}
-"""Statuses that are about the request: another server would say the same."""
-SHOWN_FAILURES = 3
-
-
-class Connection(Protocol):
-    """What is needed of a server's connections; `HttpServer` is one."""
-
-    async def request(self, method: str, target: str, body: bytes = b"") -> Reply:
-        """Send one request and wait for the whole answer. Raises `HttpError`."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close what is open."""
-        ...
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 from contextlib import asynccontextmanager
 from itertools import count
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -26,7 +26,7 @@ from agentrl.engines.vllm_api import (
     reference_model,
     refusal,
 )
-from agentrl.engines.vllm_http import HttpError, HttpServer, Reply
+from agentrl.engines.vllm_http import FINAL, FIRST_BACKOFF_S, MOST_BACKOFF_S, SHOWN_FAILURES, Connection, HttpError, HttpServer
 from agentrl.engines.vllm_pace import read_load
 from agentrl.engines.vllm_routing import Place, Router, Ticket
 from agentrl.errors import RequestRefused, SamplerUnavailable
@@ -40,24 +40,6 @@ if TYPE_CHECKING:
 LOOK_S = 1.0
 """Between two looks at a server's figures."""
 LOOK_TIMEOUT_S = 5.0
-FIRST_BACKOFF_S = 0.1
-MOST_BACKOFF_S = 5.0
-FINAL = {400, 413, 422}
-"""Statuses that are about the request. The other 400s say that the server is not what it should be: no such model or route, another key."""
-SHOWN_FAILURES = 3
-"""Of a request that was given up, in its error."""
-
-
-class Connection(Protocol):
-    """What the engine needs of a server's connections; `HttpServer` is one."""
-
-    async def request(self, method: str, target: str, body: bytes = b"") -> Reply:
-        """Send one request and wait for the whole answer. Raises `HttpError`."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close what is open."""
-        ...
 
 
 class VllmEngine:

@@ -11,7 +11,7 @@ import re
 import ssl
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 import h11
@@ -26,6 +26,13 @@ CONNECT_S = 10.0
 CHUNK = 1 << 16
 MOST_BYTES = 1 << 28
 """Of one answer; a server that sends more is broken."""
+FIRST_BACKOFF_S = 0.1
+"""Before a request is tried again; it doubles."""
+MOST_BACKOFF_S = 5.0
+FINAL = {400, 413, 422}
+"""Statuses that are about the request. The other 400s say that the server is not what it should be: no such model or route, another key."""
+SHOWN_FAILURES = 3
+"""Of a request that was given up, in its error."""
 
 _USUAL = re.compile(rb"HTTP/1\.1 ([2-5](?!04)\d\d)[^\r\n]*((?:\r\n[!-9;-~]+:[^\r\n]*)*)\r\n\r\n")
 """The head of an answer that has a body: its status and its headers."""
@@ -42,6 +49,18 @@ class Reply:
 
     status: int
     body: bytes
+
+
+class Connection(Protocol):
+    """What is needed of a server's connections; `HttpServer` is one."""
+
+    async def request(self, method: str, target: str, body: bytes = b"") -> Reply:
+        """Send one request and wait for the whole answer. Raises `HttpError`."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close what is open."""
+        ...
 
 
 @dataclass(slots=True, kw_only=True)

@@ -165,7 +165,13 @@ def _fitting(folder: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {folder} does not fit this run: {error}") from error
+        raise CheckpointError(f"checkpoint {folder} does not fit this run: {_shortly(error)}") from error
+
+
+def _shortly(error: Exception) -> str:
+    """What torch says, of tensors that do not fit the first one alone."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(lines[:2]) + (f" ... and {len(lines) - 2} more" if len(lines) > 2 else "")
 
 
 def _read(path: Path, reader: Any) -> Any:

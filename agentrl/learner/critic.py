@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from agentrl.learner.model import load_policy, value_head
+from agentrl.learner.loading import load_policy
+from agentrl.learner.model import value_head
 
 if TYPE_CHECKING:
     from agentrl.config import RunConfig

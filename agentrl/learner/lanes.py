@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LANE_PARAMETERS = 8_000_000
+"""Trained parameters up to which micro-batches are computed side by side on a CPU. Each lane holds gradients of its own, and a larger
+model's products are large enough for torch to share each among all threads."""
+
 
 class Lanes:
     """The calling thread and `own - 1` others that always compute, and `spare` ones that do while they are told that they may.
@@ -113,3 +117,18 @@ class _Line(Generic[T]):
         with self._changed:
             self._taken = self._count
             self._changed.notify_all()
+
+
+def lanes_where_they_help(parameters: int | None, threads: int | None, spare: int) -> Lanes | None:
+    """Lanes for a small model; else the threads are torch's.
+
+    Args:
+        parameters: how many are trained, on a CPU and one rank; None anywhere else.
+        threads: that are the learner's own; None leaves torch as it is.
+        spare: threads more that it may use for a while.
+    """
+    if threads is None:
+        return None
+    helps = parameters is not None and parameters <= LANE_PARAMETERS and threads + spare > 1
+    torch.set_num_threads(1 if helps else threads)
+    return Lanes(threads, spare) if helps else None

@@ -15,7 +15,7 @@ from agentrl.learner.attention import takes_ragged
 from agentrl.learner.averages import Averages
 from agentrl.learner.embedding import embeddings
 from agentrl.learner.export import export
-from agentrl.learner.lanes import Lanes
+from agentrl.learner.lanes import lanes_where_they_help
 from agentrl.learner.model import plain_logprobs
 from agentrl.learner.models import Models
 from agentrl.learner.optim import learning_rate
@@ -37,11 +37,6 @@ if TYPE_CHECKING:
     from agentrl.learner.model import Policy
     from agentrl.objectives.base import Objective, ObjectiveConfig
     from agentrl.records import Group
-
-LANE_PARAMETERS = 8_000_000
-"""Trained parameters up to which micro-batches are computed side by side on a CPU. Each lane holds gradients of its own, and a larger
-model's products are large enough for torch to share each among all threads."""
-
 
 EMA_FOLDER = "ema"
 """Within the final model's folder: the average of the weights, as a model of its own."""
@@ -93,7 +88,9 @@ class Learner:
         self.models = Models(config, objective.needs(objective_config), model_dir, self.accelerator, master_dtype, reference=reference)
         self.averages = None if config.learner.ema is None else Averages(config.learner.ema, self.models.policy)
         """The running average of the weights, where the run file has one."""
-        self._lanes = self._make_lanes(threads, spare_threads)
+        alone = self.accelerator.device.type == "cpu" and self.accelerator.num_processes == 1
+        trained = sum(parameter.numel() for parameter in self.models.trained)
+        self._lanes = lanes_where_they_help(trained if alone else None, threads, spare_threads)
         ragged = takes_ragged(self.accelerator.device, self.policy.dtype)
         self._stepper = Stepper(models=self.models, accelerator=self.accelerator, lanes=self._lanes, ragged=ragged)
 
@@ -101,16 +98,6 @@ class Learner:
     def policy(self) -> Policy:
         """The model that is trained to act."""
         return self.models.policy
-
-    def _make_lanes(self, threads: int | None, spare: int) -> Lanes | None:
-        """Lanes where they help; else the threads are torch's."""
-        if threads is None:
-            return None
-        alone = self.accelerator.device.type == "cpu" and self.accelerator.num_processes == 1
-        trained = sum(parameter.numel() for parameter in self.models.trained)
-        helps = alone and threads + spare > 1 and trained <= LANE_PARAMETERS
-        torch.set_num_threads(1 if helps else threads)
-        return Lanes(threads, spare) if helps else None
 
     def update(self, groups: Sequence[Group], *, spare_free: Callable[[], bool] = lambda: True) -> dict[str, float]:
         """Train on these groups, by one optimizer step or the several that the objective makes of them; each rank is given the same ones.

@@ -13,8 +13,9 @@ from agentrl.adapter_folder import TOKENIZER_FILES, read_adapter
 from agentrl.config import LoraConfig
 from agentrl.errors import CheckpointError, ConfigError
 from agentrl.learner.adapters import TASKS, check_adapter, with_adapter
+from agentrl.learner.loading import read_model
 from agentrl.learner.logprobs import Head
-from agentrl.learner.model import Policy, read_model
+from agentrl.learner.model import Policy
 from agentrl.learner.scorer import read_scorer, score_layer_name
 from agentrl.learner.weights import all_weights
 

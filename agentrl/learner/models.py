@@ -10,8 +10,8 @@ import torch
 from agentrl.errors import CheckpointError, ConfigError
 from agentrl.learner import ranks
 from agentrl.learner.critic import ValueModel, load_critic
+from agentrl.learner.loading import load_policy
 from agentrl.learner.logprobs import Asked
-from agentrl.learner.model import load_policy
 from agentrl.learner.optim import adamw
 from agentrl.learner.smoothing import check_smoothing
 from agentrl.learner.standin import copied, standing_in

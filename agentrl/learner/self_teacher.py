@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from agentrl.learner.model import load_policy
+from agentrl.learner.loading import load_policy
 
 if TYPE_CHECKING:
     from agentrl.config import RunConfig

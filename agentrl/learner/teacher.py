@@ -18,7 +18,8 @@ from agentrl.learner import ranks
 from agentrl.learner.divergence import TopTokens, top_tokens
 from agentrl.learner.foreign import ForeignTeacher
 from agentrl.learner.lessons import Lesson, Lessons
-from agentrl.learner.model import load_policy, output_layer
+from agentrl.learner.loading import load_policy
+from agentrl.learner.model import output_layer
 from agentrl.learner.packing import pack
 from agentrl.learner.samples import FILLER, viewed
 from agentrl.learner.self_teacher import Follower, own_teacher

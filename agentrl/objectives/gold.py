@@ -43,6 +43,9 @@ class GoldConfig(ObjectiveConfig):
     """Of the student's distribution in the distance."""
     teacher_temperature: Temperature = 1.0
     """Of the teacher's."""
+    lmbda: Share = 0.0
+    """Share of each step's texts that the policy samples itself, of the prompts of the same dataset; the others are the dataset's. 0 is an
+    offline run, 1 learns from the policy's own texts alone."""
     skip_ends: bool = True
     """Leave end tokens out of the distance; the likelihood counts them."""
 
@@ -95,7 +98,7 @@ def gold_needs(config: GoldConfig) -> Needs:
         temperature=config.teacher_temperature,
         skips_ends=config.skip_ends,
     )
-    return Needs(rewards=False, temperature=1.0, teacher=Teacher(divergence=config.beta, words=words))
+    return Needs(rewards=False, temperature=1.0, teacher=Teacher(divergence=config.beta, words=words), own_share=config.lmbda)
 
 
 GOLD = Objective(
@@ -111,7 +114,7 @@ GOLD = Objective(
         "hybrid: matched_weight JSD(words that both have) + unmatched_weight the same of the others alone"
     ),
     source="Boizard et al. 2024, arXiv:2402.12030, eq. 3",
-    summary="Brings the policy near a teacher with another tokenizer, on the texts of a dataset.",
+    summary="Brings the policy near a teacher with another tokenizer, on the texts of a dataset or its own.",
     refused=(
         "matched_weight without unmatched_weight, or that without it",
         "beta and the two weights without hybrid: they would have no effect",

@@ -32,9 +32,10 @@ from agentrl.objectives.prm import PROCESS_REWARD_MODEL
 from agentrl.objectives.reward_model import REWARD_MODEL
 from agentrl.objectives.rloo import RLOO
 from agentrl.objectives.selected import CLIP_COV, KL_COV, M2PO
-from agentrl.objectives.self_distillation import SDFT, SDPO, SSD
+from agentrl.objectives.self_distillation import SDFT, SDPO
 from agentrl.objectives.sequence_ratio import GMPO, GSPO, GSPO_TOKEN, LUSPO
 from agentrl.objectives.sft import SFT
+from agentrl.objectives.ssd import SSD
 from agentrl.objectives.tpo import TPO
 from agentrl.objectives.weighted import AIPO, CISPO, REINFORCE, SAPO, VESPO
 

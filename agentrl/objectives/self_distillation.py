@@ -1,33 +1,28 @@
-"""A policy that is its own teacher: told more than the student (SDFT), shown its own successes (SDPO), or taken at its word (SSD)."""
+"""A policy that is its own teacher: told more than the student (SDFT), or shown its own successes (SDPO)."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 from pydantic import Field, model_validator
 
-from agentrl.objectives.base import Credit, Losses, Needs, Objective, ObjectiveConfig, Teacher, Term
+from agentrl.objectives.base import Losses, Needs, Objective, ObjectiveConfig, Teacher, Term
 from agentrl.objectives.grpo import ClipConfig, clipped_tokens
 from agentrl.objectives.policy import policy_needs, policy_objective
 from agentrl.objectives.sft import no_advantages
 from agentrl.teacher_prompt import TeacherPrompt, missing_places
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import torch
 
-    from agentrl.objectives.base import GroupSignals, TokenBatch
+    from agentrl.objectives.base import TokenBatch
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Estimate = Literal["full", "top_k", "sampled"]
 Who = Literal["base", "live", "ema"]
 
-STUB_CHARS = 10
-"""A completion of one line and fewer characters is a stub (arXiv:2604.01193 filters such; the number is that of TRL's trainer)."""
 FURTHEST = 20.0
 """Nats at which log(policy / sampler) is cut before it becomes a weight."""
 TAUGHT = "taught"
@@ -125,14 +120,6 @@ class SDPOConfig(ClipConfig):
         if found:
             raise ValueError("; ".join(found))
         return self
-
-
-class SSDConfig(ObjectiveConfig):
-    """Options of SSD; how samples are drawn is the run file's `sampling`."""
-
-    name: Literal["ssd"] = "ssd"
-    filter_empty: bool = True
-    """Learn nothing of completions that are empty, or of one line and fewer than 10 characters."""
 
 
 def one_estimate(config: Any) -> list[str]:
@@ -235,37 +222,6 @@ def sdpo_tokens(batch: TokenBatch, config: SDPOConfig) -> Losses:
     )
 
 
-def whole_sentences(groups: Sequence[GroupSignals], config: SSDConfig) -> list[Credit]:
-    """All rollouts count alike; stubs not at all, where they are filtered."""
-    return [
-        Credit(
-            advantages=np.zeros(len(group.rewards)),
-            trained=np.array([not (config.filter_empty and is_stub(member.text)) for member in group.members], dtype=bool),
-        )
-        for group in groups
-    ]
-
-
-def is_stub(text: str) -> bool:
-    """Whether a completion is empty, or of one line and hardly anything."""
-    said = text.strip()
-    return not said or ("\n" not in said and len(said) < STUB_CHARS)
-
-
-def ssd_losses(batch: TokenBatch, config: SSDConfig) -> Losses:
-    """-log policy of each token that the policy sampled, at temperature 1, whatever it was sampled at.
-
-    Args:
-        batch: logprobs [tokens].
-        config: which rollouts are here.
-
-    Returns: loss [tokens]. Metrics [tokens]: `ssd/cross_entropy_loss`.
-
-    Source: Zhang et al. 2026, arXiv:2604.01193.
-    """
-    return Losses(per="token", loss=-batch.logprobs, metrics={"ssd/cross_entropy_loss": -batch.logprobs.detach()})
-
-
 def sdft_needs(config: SDFTConfig) -> Needs:
     """A teacher that is told more, and no rewards."""
     return Needs(rewards=False, teacher=own_teacher(config, TeacherPrompt(shows="row", template=config.template)))
@@ -328,15 +284,4 @@ SDPO = policy_objective(
         "solutions and feedback both false: the teacher would see what the student sees",
         "templates without the places that they are to fill",
     ),
-)
-SSD = Objective(
-    name="ssd",
-    config=SSDConfig,
-    advantages=whole_sentences,
-    loss=ssd_losses,
-    needs=lambda config: Needs(rewards=False, texts=True, temperature=1.0),
-    normalization=lambda config: "token_mean",
-    formula="-log policy of what it sampled, at temperature 1; mean over all tokens of the step",
-    source="Zhang et al. 2026, arXiv:2604.01193",
-    summary="Learns its own unverified samples as they are, drawn at another temperature than it is used at.",
 )

@@ -28,6 +28,10 @@ HERE = Path(__file__).resolve().parent
 
 HEADER = "| seed | stage | objective | steps | seconds | held-out accuracy (95%) | |\n|---|---|---|---|---|---|---|"
 
+WARM = 1.7
+"""Temperature of the samples that pairs are made of: at 1 nearly all wrong answers are forgotten carries, from which a reward model learns that
+larger is better, and DPO to carry always."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
@@ -143,7 +147,7 @@ class Chain:
         """What the model of a stage answers to a half of the training sums."""
         output = self._folder / f"samples-{stage}-{of}"
         spec = f"{HERE / 'parts.py'}:part?of={of}" + ("" if self._size.sums is None else f"&most={self._size.sums}")
-        self._play(spec, self._model(stage), samples, "--output", str(output))
+        self._play(spec, self._model(stage), samples, "--output", str(output), "--temperature", "1" if samples == 1 else str(WARM))
         return pairs.answered(output / "rollouts.jsonl")
 
     def _accuracy(self, model: str) -> str:

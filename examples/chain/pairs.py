@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 Messages = Sequence[Mapping[str, Any]]
 
-DEMONSTRATIONS = 400
+DEMONSTRATIONS = 144
 """Training sums of which the right answer is shown, of 3,686."""
 PAIRS_OF_A_SUM = 4
 """Most pairs of one sum that the verifier's judgement gives."""

@@ -54,6 +54,12 @@ def test_rows_of_a_file_become_examples_with_their_places(tmp_path):
     }
 
 
+def test_a_dataset_that_the_objective_does_not_take_is_named(tmp_path):
+    file = written(tmp_path / "train.jsonl", ROWS)
+    with pytest.raises(ConfigError, match=r"train\.jsonl, line 1: the dataset has .* prompt_completion rows.*learns from preference data"):
+        prepare(run_config(dataset=file), "preference", TOKENIZER)
+
+
 def test_the_fingerprint_is_of_the_content():
     one, same, other = of_rows(ROWS), of_rows(ROWS), of_rows([*ROWS[:-1], {**ROWS[-1], "completion": "other"}])
     assert one.fingerprint == same.fingerprint != other.fingerprint

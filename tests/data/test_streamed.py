@@ -9,7 +9,7 @@ from templates import KINDS, tokenizer_of
 
 from agentrl.config import RunConfig
 from agentrl.data.prepare import prepare
-from agentrl.data.streamed import StreamedBatches, StreamPlace
+from agentrl.data.streamed import AHEAD, StreamedBatches
 from agentrl.errors import ConfigError
 
 TOKENIZER = tokenizer_of(KINDS["chatml"])
@@ -59,11 +59,40 @@ def test_a_run_that_goes_on_takes_what_it_would_have_taken(stopped, batch_size, 
     before = StreamedBatches(config, "unpaired", TOKENIZER)
     for step in range(stopped):
         before.take(step)
-    place = StreamPlace.of_json(json.loads(json.dumps(before.place.as_json())))
-    after = StreamedBatches(config, "unpaired", TOKENIZER, step=stopped, place=place)
+    place = json.loads(json.dumps(before.place_of(stopped)))
+    after = StreamedBatches(config, "unpaired", TOKENIZER)
+    after.go_on(stopped, place)
     assert [ids_of(after.take(step)) for step in range(stopped, 30)] == expected[stopped:]
+    assert after.counts == straight.counts
+    assert after.epoch(30) == straight.epoch(30)
+    assert after.place_of(30) == straight.place_of(30)
     from_the_start = StreamedBatches(config, "unpaired", TOKENIZER)
     assert [ids_of(from_the_start.take(step)) for step in range(stopped, 30)] == expected[stopped:]
+
+
+def test_going_on_reads_no_rows_again_but_the_few_that_were_read_together(tmp_path):
+    rows = [{"text": None} if number % 5 == 0 else {"text": f"row {number}"} for number in range(300)]
+    config = config_of(written(tmp_path / "a.jsonl", rows), batch_size=8, on_bad_row="skip")
+    straight, after = (StreamedBatches(config, "supervised", TOKENIZER) for _ in range(2))
+    for step in range(100):
+        straight.take(step)
+    after.go_on(99, straight.place_of(99))
+    after.take(99)
+    assert straight.tally.read >= 1000
+    assert after.tally.read <= 2 * AHEAD
+    assert after.counts == straight.counts
+    assert after.counts["data/skipped"] >= 200
+    assert after.epoch(100) == straight.epoch(100) == 3.0
+
+
+def test_the_places_of_a_few_steps_are_known_for_one_that_looks_behind(tmp_path):
+    batches = StreamedBatches(config_of(written(tmp_path / "a.jsonl", PLAIN)), "supervised", TOKENIZER)
+    places = [batches.place_of(0)]
+    for step in range(4):
+        batches.take(step)
+        places.append(batches.place_of(step + 1))
+    assert [batches.place_of(step) for step in (2, 3, 4)] == places[2:]
+    assert [place["used"] for place in places] == [0, 4, 8, 12, 16]
 
 
 def test_bad_rows_are_skipped_and_counted_or_end_it_with_their_place(tmp_path):

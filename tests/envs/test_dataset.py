@@ -117,6 +117,14 @@ def test_something_must_tell_good_from_bad(run):
         load(run())
 
 
+def test_prompts_alone_are_enough_where_the_objective_reads_no_rewards(run):
+    config = run().model_copy(update={"objective": {"name": "opd"}})
+    assert environment_spec(config).endswith("&unscored=true")
+    environment = load(config)
+    assert asyncio.run(environment.score(episode("a"))).value == 0
+    assert not environment.compares
+
+
 def test_weights_are_those_of_the_run_file(run):
     environment = load(run(rewards=["half", "half"], weights=[2.0, -1]))
     assert asyncio.run(environment.score(episode("a"))).value == 0.5

@@ -18,6 +18,7 @@ from agentrl.learner.attention import ATTENTION
 from agentrl.learner.model import output_layer
 from agentrl.learner.samples import viewed
 from agentrl.objectives import validate
+from agentrl.records import Group, Source, TokenSpan, Version, VersionRun
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -168,3 +169,24 @@ def test_a_teacher_without_a_tokenizer_is_refused_by_name(folders: tuple[str, st
 def test_options_without_effect_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         validate({"name": "gold", **options})
+
+
+def test_its_own_samples_are_learned_as_texts_of_a_dataset_are(folders: tuple[str, str]) -> None:
+    learner = fakes.shaken(learner_of(folders, lmbda=1.0, merge="bayesian"))
+    given = examples()
+    expected, figures = gradients(fakes.shaken(learner_of(folders, merge="bayesian")), given)
+    groups = []
+    for index, example in enumerate(given):
+        (text,) = example.texts
+        count = text.num_trained
+        span = TokenSpan(
+            ids=text.ids,
+            source=np.where(text.trained, Source.SAMPLED, Source.PROMPT),
+            logprobs=np.where(text.trained, -1.0, np.nan),
+            versions=(VersionRun(version=Version(), start=len(text.ids) - count, end=len(text.ids)),),
+        )
+        own = fakes.rollout([fakes.turn(span)], member=0, score=0.0)
+        groups.append(Group(index=index, task=own.task, rollouts=(own,), dispatched=Version()))
+    found, metrics = fakes.gradients(learner, groups)
+    assert metrics["loss"] == pytest.approx(figures["loss"], rel=1e-9)
+    assert fakes.distance(found, expected) < 1e-9

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from agentrl import objectives
 from agentrl.errors import ConfigError, LearnerDiverged
 from agentrl.learner import Learner
+from agentrl.learner.lanes import LANE_PARAMETERS, lanes_where_they_help
 from agentrl.objectives import Losses, TokenBatch
 from agentrl.records import Group, SamplingContract, rows_of
 
@@ -233,10 +234,9 @@ def test_lanes_change_no_bit_of_the_gradient(threads: int, spare: int, model_fol
     assert fakes.distance(fakes.gradients(plain, groups)[0], taken) < 1e-6
 
 
-def test_large_models_and_one_thread_have_no_lanes(model_folder: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_models_and_one_thread_have_no_lanes(model_folder: Callable[..., str]) -> None:
     config = fakes.run_config()
     assert fakes.make_learner(model_folder(), config, threads=1)._lanes is None
     assert fakes.make_learner(model_folder(), config, threads=1, spare_threads=1)._lanes is not None
-    monkeypatch.setattr("agentrl.learner.learner.LANE_PARAMETERS", 1)
-    assert fakes.make_learner(model_folder(), config, threads=2, spare_threads=1)._lanes is None
+    assert lanes_where_they_help(LANE_PARAMETERS + 1, 2, 1) is None
     assert torch.get_num_threads() == 2

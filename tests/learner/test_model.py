@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from agentrl.errors import ConfigError
-from agentrl.learner.model import Policy, load_policy
+from agentrl.learner.loading import load_policy
 from agentrl.learner.packing import pack
 from agentrl.learner.samples import Sample, candidates
 from agentrl.objectives import Needs
@@ -17,6 +17,8 @@ from agentrl.objectives import Needs
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from agentrl.learner.model import Policy
 
 CPU = torch.device("cpu")
 

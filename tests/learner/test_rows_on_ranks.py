@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from agentrl import objectives
-from agentrl.learner.model import load_policy
+from agentrl.learner.loading import load_policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable

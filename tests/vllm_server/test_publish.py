@@ -16,7 +16,8 @@ from agentrl.engines.vllm_preflight import Expectations, check_server, claim, re
 from agentrl.engines.vllm_probe import Probe, prompt_logprobs
 from agentrl.engines.vllm_transports.filesystem import FilesystemTransport
 from agentrl.errors import ConfigError, PublishError
-from agentrl.learner.model import load_policy, plain_logprobs
+from agentrl.learner.loading import load_policy
+from agentrl.learner.model import plain_logprobs
 from agentrl.learner.weights import all_weights
 from agentrl.quickstart import model_path
 from agentrl.records import Version
