@@ -73,6 +73,8 @@ def mistakes_of_offline(config: RunConfig, needs: Needs, name: str) -> Iterator[
         )
     if config.data.streaming and config.steps is None:
         yield ("steps",), "`data.streaming` reads rows as they are needed, so that nobody knows how many there are: set `steps`"
+    if config.data.streaming and config.epochs is not None:
+        yield ("epochs",), "`epochs` counts passes over all rows, which `data.streaming` does not know: remove it, and set `steps` alone"
     if config.data.eval_rows and config.eval_dataset is not None:
         yield ("data", "eval_rows"), "`data.eval_rows` holds rows out, and `eval_dataset` names others: remove one of them"
     if config.data.streaming and config.data.eval_rows:

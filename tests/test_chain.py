@@ -47,10 +47,11 @@ def test_the_verifier_pairs_right_with_wrong_answers_only(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # eighteen commands one after the other
 def test_the_chain_runs_from_its_run_files(tmp_path):
     small = ("--steps", "2", "--sums", "24", "--samples", "4", "--num-tasks", "6")
     command = [sys.executable, str(CHAIN / "chain.py"), "--folder", str(tmp_path / "chain"), *small]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=880, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.stdout.splitlines() if line.startswith("| 0 |")]
     assert [row[2] for row in rows] == ["", "sft", "reward_model", "dpo", "dpo", "grpo", "", "gkd", "sft"]

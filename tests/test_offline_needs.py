@@ -51,6 +51,7 @@ WRONG = [
     ),
     ({"data": {"streaming": True}}, "steps", r"nobody knows how many there are: set `steps`"),
     (HELD_OUT | {"eval_dataset": "e.jsonl"}, "data.eval_rows", r"remove one of them"),
+    (STREAMED | {"epochs": 2}, "epochs", r"`epochs` counts passes over all rows, which `data.streaming` does not know: remove it"),
     ({"data": {"streaming": True, "eval_rows": 2}, "steps": 2}, "data.eval_rows", r"name an `eval_dataset`"),
     ({"evaluation": {"every": 2}}, "evaluation", r"name an `eval_dataset`, or set `data.eval_rows`"),
     (HELD_OUT | {"evaluation": {"patience": 2}}, "evaluation.every", r"and there is one: set `evaluation.every`"),

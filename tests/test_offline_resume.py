@@ -111,7 +111,7 @@ SETTINGS = {
     "sft": ("sft", {}),
     "sft_packed": ("sft", PACKED),
     "sft_split": ("sft", {"data": {"packing": "bfd_split", "max_length": 32}}),
-    "sft_streamed": ("sft", {"data": {"streaming": True}, "steps": 12}),
+    "sft_streamed": ("sft", {"data": {"streaming": True}, "steps": 12, "epochs": None}),
     "sft_lora": ("sft", {"learner": {"lora": {"rank": 4}}}),
     "sft_dora_packed_bema": (
         "sft",
@@ -156,6 +156,21 @@ def test_a_continued_adapter_and_the_reference_that_it_began_as_come_back(rows, 
         run(cut, killed_at=7)
     run(cut, resume=True)
     same_end(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_a_streamed_run_goes_on_at_the_place_that_its_checkpoint_holds(rows, tmp_path):
+    """Not at the start of the data, reading up to it: with another place in its checkpoint it trains other rows."""
+    config = config_of("sft", rows, tmp_path / "run", data={"streaming": True, "shuffle": False}, steps=9, epochs=None)
+    with pytest.raises(Killed):
+        run(config, killed_at=4)
+    state = tmp_path / "run" / "checkpoints" / "step-000003" / "run.json"
+    kept = json.loads(state.read_bytes())
+    assert kept["stream"]["used"] == 3 * BATCH_SIZE
+    state.write_text(json.dumps(kept | {"stream": kept["stream"] | {"used": 0}}))
+    run(config, resume=True)
+    tokens = [metrics["num_tokens"] for metrics in read_metrics(tmp_path / "run")]
+    assert tokens[3:6] == tokens[:3]
+    assert len(set(tokens[:3])) > 1
 
 
 def test_a_moving_reference_moves_in_an_offline_run(rows, tmp_path):

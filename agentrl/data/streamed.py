@@ -11,13 +11,13 @@ import xxhash
 
 from agentrl.data.faults import DataFaults, RowFault
 from agentrl.data.prepare import RowReader, Tally, nothing_left, schema_of
-from agentrl.data.rows import ObjectRows
+from agentrl.data.rows import PlacedRows
 from agentrl.data.splits import digest
 from agentrl.data.streams import SourcePlace, draw, open_stream
 from agentrl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -97,13 +97,14 @@ class StreamedBatches:
         self._seed = config.seed if data.shuffle else None
         self.tally = Tally(DataFaults(data.on_bad_row))
         """What became of the rows so far."""
+        self._say, self._tell_at = say, 1
         teachers = [one.name for one in config.teacher] if len(config.teacher) > 1 else []
         self._readers = []
         content = xxhash.xxh3_128(repr(self._weights).encode())
-        for stream in self._streams:
+        for spec, stream in zip(specs, self._streams, strict=True):
             for notice in stream.notices:
                 say(notice)
-            rows = first_rows(stream)
+            rows = first_rows(stream, spec)
             for number in range(len(rows)):
                 content.update(digest(rows[number]))
             found = schema_of(rows, data, kind)
@@ -166,6 +167,7 @@ class StreamedBatches:
         drawn = list(islice(self._drawn, AHEAD))
         made = [(example, _epoch(row.place)) for row, examples in zip(drawn, self._examples(drawn), strict=True) for example in examples]
         self._behind = drawn[-1].place
+        self._tell()
         last = StreamPlace(self._behind, counts=self._counted())
         for number, (example, epoch) in enumerate(made, start=1):
             if number > self._skip:
@@ -174,6 +176,13 @@ class StreamedBatches:
         self._empty = 0 if made else self._empty + len(drawn)
         if self._empty >= MOST_EMPTY:
             raise ConfigError(nothing_left(self.tally, self.tally.read))
+
+    def _tell(self) -> None:
+        """Say what was left out so far, at the first row and each time that there are ten times as many."""
+        if self.tally.faults.num_rows >= self._tell_at:
+            self._say(self.tally.faults.summary())
+            while self.tally.faults.num_rows >= self._tell_at:
+                self._tell_at *= 10
 
     def _examples(self, drawn: Sequence[Drawn]) -> list[list[Example]]:
         """The examples of each row, in order."""
@@ -190,15 +199,16 @@ def _epoch(places: Sequence[SourcePlace]) -> float:
     return float(min(source.epoch for source in places))
 
 
-def first_rows(stream: Stream) -> ObjectRows:
-    """The rows that decide the schema. Raises `ConfigError` where there are none."""
-    found = list(_readable(stream))
+def first_rows(stream: Stream, name: str) -> PlacedRows:
+    """The rows that decide the schema. Raises `ConfigError` where there are none.
+
+    Args:
+        stream: of the dataset.
+        name: of the dataset, for messages.
+    """
+    first = list(islice(stream.scan(), LOOKED_AT))
+    found = [(where, row) for where, row in first if not isinstance(row, RowFault)]
     if not found:
-        raise ConfigError("a dataset that is streamed has no row among its first that can be read")
-    return ObjectRows(found)
-
-
-def _readable(stream: Stream) -> Iterator[dict[str, Any]]:
-    for _, row in islice(stream.scan(), LOOKED_AT):
-        if not isinstance(row, RowFault):
-            yield row
+        wrong = next((str(row.at(where)) for where, row in first if isinstance(row, RowFault)), "")
+        raise ConfigError(f"{name}: none of its first {len(first)} rows can be read: {wrong}" if wrong else f"{name} holds no rows")
+    return PlacedRows([row for _, row in found], [where for where, _ in found])

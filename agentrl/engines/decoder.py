@@ -83,11 +83,15 @@ def load_decoder(model_dir: str, config: EngineConfig) -> Loaded:
     try:
         model_config = AutoConfig.from_pretrained(model_dir)
         context_length = _context_length(model_config, config.context_length)
-        model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch_dtype)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch_dtype, output_loading_info=True)
     except ConfigError:
         raise
     except Exception as error:  # somebody else's files: each format has its own errors, and all of them mean this
         raise ConfigError(f"model {model_dir!r} does not load as a causal language model: {type(error).__name__}: {error}") from error
+    model, loading = loaded
+    if loading["missing_keys"]:  # transformers draws them at random and goes on
+        missing = ", ".join(sorted(loading["missing_keys"])[:3])
+        raise ConfigError(f"model {model_dir!r} has no weights for tensors of a {type(model).__name__}, such as {missing}")
     model = model.eval().requires_grad_(False).to(device)
     decoder, description = choose_decoder(model, context_length)
     if description != "fast":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import transformers
@@ -80,13 +80,21 @@ def read_model(folder: str, dtype: torch.dtype) -> PreTrainedModel:
     shows_bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.disable_progress_bar()  # the terminal is the run's
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=ATTENTION)
+        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": ATTENTION, "output_loading_info": True}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
     except Exception as error:  # somebody else's files: each format has its own errors, and all of them mean this
         place = "" if Path(folder).is_dir() else " (there is no such folder here, so it was looked for on the Hugging Face Hub)"
         raise ConfigError(f"model {folder!r}{place} does not load as a causal language model: {type(error).__name__}: {error}") from error
     finally:
         if shows_bars:
             transformers.logging.enable_progress_bar()
+    model, loading = loaded
+    if loading["missing_keys"]:  # transformers draws them at random and goes on
+        missing = ", ".join(sorted(loading["missing_keys"])[:3])
+        raise ConfigError(
+            f"model {folder!r} has no weights for {len(loading['missing_keys'])} tensors of a {type(model).__name__}, such as {missing}: "
+            "its files are not whole, or it is no language model (a classifier has another head); give one whose files are"
+        )
     return cast("PreTrainedModel", model)
 
 

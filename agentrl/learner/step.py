@@ -252,8 +252,8 @@ class Stepper:
             for optimizer in self.models.optimizers:
                 optimizer.zero_grad()
             raise LearnerDiverged(
-                f"step {aim.step}: loss {loss}, gradient norm {' and '.join(map(str, norms))}; the weights are as they were before this "
-                "optimizer step. Lower learner.lr, or look at the rollouts of this step"
+                f"step {aim.step + 1}: loss {loss}, gradient norm {' and '.join(map(str, norms))}; the weights are as they were before "
+                "this optimizer step. Lower learner.lr, or look at the rollouts or rows of this step"
             )
         limit = aim.config.learner.max_grad_norm
         rates = self.models.rates(aim.rate)
@@ -274,8 +274,8 @@ class Stepper:
         """Raise `LearnerDiverged` where an optimizer step has made a weight infinite or NaN, before anybody is given it."""
         if not math.isfinite(_norm([one.detach() for one in self.models.trained])):
             raise LearnerDiverged(
-                f"step {aim.step} made weights infinite or NaN, though its gradients were finite: a learning rate of {aim.rate:g} is too "
-                "large. Nothing of this step was published or saved; go on from the last checkpoint with a lower one"
+                f"step {aim.step + 1} made weights infinite or NaN, though its gradients were finite: a learning rate of {aim.rate:g} is "
+                "too large. Nothing of this step was published or saved; go on from the last checkpoint with a lower one"
             )
 
 

@@ -8,7 +8,8 @@ beforehand. The learner's side is `Learner.update`, from groups to metrics.
 
 `ratio`: rows whose prompts all differ, so that both sides compute the same tokens. `ratio_shared_prompts`: the same with groups of 8,
 whose common prompt the learner computes once (tokens are counted as given, not as computed). `attended_pairs_ratio`: query-key pairs
-that attention computes for ragged rows, over those that causal attention inside the rows needs.
+that attention computes for ragged rows, over those that causal attention inside the rows needs. `ratio_sft`: `Learner.update_examples`
+on ragged texts of which every token is trained, against the same loop with the negative log-likelihood.
 """
 
 from __future__ import annotations
@@ -28,13 +29,17 @@ import transformers
 
 from agentrl import objectives
 from agentrl.config import LearnerConfig, RunConfig
+from agentrl.examples import Example, Text
 from agentrl.learner import Learner
+from agentrl.learner.examples import candidates_of
 from agentrl.learner.packing import Pack, micro_batches, pack
 from agentrl.learner.samples import candidates
 from agentrl.records import Group, Rollout, SamplingContract, Score, Source, Task, TokenSpan, Turn, Version, VersionRun
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from agentrl.learner.samples import Sample
 
 VOCABULARY = 512
 NEEDS = objectives.Needs(group_size=2)
@@ -91,10 +96,10 @@ def rollout(draw: np.random.Generator, start: np.ndarray, length: int, member: i
 class Bare:
     """The bare loop."""
 
-    def __init__(self, folder: str, config: RunConfig, groups: Sequence[Group], tokens: int) -> None:
+    def __init__(self, folder: str, config: RunConfig, found: Sequence[Sample], tokens: int, *, imitates: bool = False) -> None:
         self.model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="agentrl_packed")
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.learner.lr, fused=True)
-        found = candidates(groups, config, NEEDS).samples
+        self.imitates = imitates
         samples = [dataclasses.replace(sample, group=place) for place, sample in enumerate(found)]  # nothing shared
         self.packs: list[tuple[Pack, torch.Tensor]] = []
         for batch in micro_batches(samples, max_tokens=tokens, multiple_of=1):
@@ -112,7 +117,8 @@ class Bare:
             logits = self.model.lm_head(out.last_hidden_state[0, packed.sources])
             logprobs = torch.log_softmax(logits, -1).gather(1, packed.targets[:, None])[:, 0]
             ratio = (logprobs - old).exp()
-            loss = -torch.minimum(ratio, ratio.clamp(0.8, 1.2)).sum() / self.trained
+            losses = -logprobs if self.imitates else -torch.minimum(ratio, ratio.clamp(0.8, 1.2))
+            loss = losses.sum() / self.trained
             loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
@@ -135,10 +141,23 @@ def compare(folder: str, groups: Sequence[Group], repeats: int, bare_tokens: int
     config = RunConfig(model=folder, learner=LearnerConfig(device="cpu", lr=1e-6), steps=10**6)
     objective, options = objectives.get("grpo"), objectives.validate({"name": "grpo"})
     learner = Learner(config, objective, options, folder)
-    bare = Bare(folder, config, groups, bare_tokens)
+    bare = Bare(folder, config, candidates(groups, config, NEEDS).samples, bare_tokens)
     tokens = learner.update(groups)["learner/tokens"]
     ours, theirs = alternate([lambda: learner.update(groups), bare.step], repeats)
     return {"learner_tokens_per_s": tokens / ours, "bare_tokens_per_s": tokens / theirs, "ratio": theirs / ours}
+
+
+def compare_sft(folder: str, lengths: Sequence[int], repeats: int, bare_tokens: int) -> float:
+    """The learner's real tokens a second over the bare loop's, on texts of these lengths."""
+    config = RunConfig(model=folder, learner=LearnerConfig(device="cpu", lr=1e-6), steps=10**6)
+    learner = Learner(config, objectives.get("sft"), objectives.validate({"name": "sft"}), folder)
+    draw = np.random.default_rng(0)
+    ids = [draw.integers(0, VOCABULARY, length + 1).astype(np.int32) for length in lengths]
+    texts = [Text(ids=one, trained=np.arange(len(one)) > 0) for one in ids]
+    examples = [Example(where="", texts=(text,), rewards=(0.0,)) for text in texts]
+    bare = Bare(folder, config, candidates_of(examples, objectives.Needs()).samples, bare_tokens, imitates=True)
+    ours, theirs = alternate([lambda: learner.update_examples(examples), bare.step], repeats)
+    return theirs / ours
 
 
 def pairs_ratio(lengths: Sequence[int]) -> float:
@@ -171,6 +190,7 @@ def main() -> None:
         result = compare(folder, make_groups(even, shared=False), options.repeats, options.bare_tokens)
         shared = compare(folder, make_groups(even, shared=True), options.repeats, options.bare_tokens)
         uneven = compare(folder, make_groups(ragged, shared=False), options.repeats, options.bare_tokens)
+        sft = compare_sft(folder, ragged, options.repeats, options.bare_tokens)
     print(
         json.dumps(
             {
@@ -179,6 +199,7 @@ def main() -> None:
                 **{name: round(value, 3) for name, value in result.items()},
                 "ratio_shared_prompts": round(shared["ratio"], 3),
                 "ratio_ragged": round(uneven["ratio"], 3),
+                "ratio_sft": round(sft, 3),
                 "attended_pairs_ratio": round(pairs_ratio(ragged), 4),
             }
         )

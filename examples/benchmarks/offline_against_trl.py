@@ -1,6 +1,6 @@
 """SFT and DPO beside TRL on the same model and rows, on CPUs: speed, loss curves, memory. Prints one JSON line a comparison.
 
-    python examples/benchmarks/offline_against_trl.py sft dpo memory [--peer-python PATH_OF_A_PYTHON_WITH_TRL] [--threads 2]
+    python examples/benchmarks/offline_against_trl.py sft dpo memory_sft memory_dpo [--peer-python PATH_OF_A_PYTHON_WITH_TRL] [--threads 2]
 
 Each side runs in a process of its own, in turn, through what its users call: `agentrl.train` and TRL's trainers, over the same JSON lines
 in the same order, float32, AdamW without decay, a constant learning rate and clipping at 1. TRL runs without gradient checkpointing, which
@@ -8,8 +8,8 @@ would cost it more. `tokens_per_s` counts real tokens, padding aside and a pair'
 of the last one. `curve_difference` is the largest difference between the two sides' losses of a step, of any seed; a seed is a model and
 rows.
 
-memory: the peak of a step above what was held before it, gradients aside, with a vocabulary of 262,144 words. `naive` is transformers' own
-loss over whole logits.
+memory_*: the peak of a step above what was held before it, gradients aside, with a vocabulary of 262,144 words and 2,048 tokens. `naive` is
+the loss over whole logits.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ END, WORDS, MANY_WORDS = "<eos>", 512, 262_144
 BATCH, STEPS, LR = 32, 12, 1e-3
 ROWS = BATCH * STEPS
 MEMORY_ROWS, MEMORY_TOKENS = 8, 256
+"""Texts of a step and tokens of each; of DPO half as many pairs."""
+MEMORY = ("memory_sft", "memory_dpo")
 
 
 def lengths(draw: np.random.Generator, median: float, most: int) -> int:
@@ -47,15 +49,24 @@ def write_rows(path: Path, method: str, seed: int) -> None:
     """The rows of a seed as JSON lines."""
     draw = np.random.default_rng(seed)
     rows: list[dict[str, str]] = []
-    for _ in range(MEMORY_ROWS * 3 if method == "memory" else ROWS):
+    for _ in range(batch_of(method) * 3 if method in MEMORY else ROWS):
         if method == "sft":
             rows.append({"text": words(draw, lengths(draw, 65, 240), WORDS)})
-        elif method == "memory":
-            rows.append({"text": words(draw, MEMORY_TOKENS, MANY_WORDS)})
+        elif method == "memory_sft":
+            rows.append({"text": words(draw, MEMORY_TOKENS - 1, MANY_WORDS)})
+        elif method == "memory_dpo":
+            half = MEMORY_TOKENS // 2
+            prompt = words(draw, half, MANY_WORDS)
+            rows.append({"prompt": prompt + " "} | {side: words(draw, half - 1, MANY_WORDS) for side in ("chosen", "rejected")})
         else:
             prompt = words(draw, lengths(draw, 50, 160), WORDS)
             rows.append({"prompt": prompt + " "} | {side: words(draw, lengths(draw, 35, 120), WORDS) for side in ("chosen", "rejected")})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def batch_of(method: str) -> int:
+    """Rows of a step."""
+    return {"memory_sft": MEMORY_ROWS, "memory_dpo": MEMORY_ROWS // 2}.get(method, BATCH)
 
 
 def write_model(folder: Path, vocabulary: int, seed: int) -> None:
@@ -126,8 +137,8 @@ def run_agentrl(method: str, model: Path, rows: Path, threads: int, watch: Watch
     from agentrl.offline_batches import ShuffledBatches
     from agentrl.rollout.tokenizer import load_tokenizer
 
-    batch = MEMORY_ROWS if method == "memory" else BATCH
-    objective: dict[str, Any] = {"name": "dpo"} if method == "dpo" else {"name": "sft"}
+    batch = batch_of(method)
+    objective: dict[str, Any] = {"name": method.removeprefix("memory_")}
     values = {"model": str(model), "dataset": str(rows), "objective": objective, "batch_size": batch, "data": {"shuffle": False}}
     config = runfile.from_mapping(values | {"learner": {"lr": LR, "betas": [0.9, 0.999], "device": "cpu"}, "epochs": 1})
     found, options = objectives.get(objective["name"]), objectives.validate(config.objective)
@@ -161,14 +172,14 @@ def run_trl(method: str, model: Path, rows: Path, threads: int, watch: Watch) ->
             if "loss" in logs:
                 watch.losses.append(float(logs["loss"]))
 
-    kind, trainer = (DPOConfig, DPOTrainer) if method == "dpo" else (SFTConfig, SFTTrainer)
+    kind, trainer = (DPOConfig, DPOTrainer) if method.endswith("dpo") else (SFTConfig, SFTTrainer)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = kind(
             output_dir=scratch,
             use_cpu=True,
             bf16=False,
             gradient_checkpointing=False,
-            per_device_train_batch_size=MEMORY_ROWS if method == "memory" else BATCH,
+            per_device_train_batch_size=batch_of(method),
             num_train_epochs=1,
             learning_rate=LR,
             lr_scheduler_type="constant",
@@ -183,7 +194,7 @@ def run_trl(method: str, model: Path, rows: Path, threads: int, watch: Watch) ->
 
 
 def run_naive(method: str, model: Path, rows: Path, threads: int, watch: Watch) -> None:
-    """Transformers' own loss over whole logits, rows of equal lengths."""
+    """The loss over whole logits, texts of equal lengths."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -191,17 +202,34 @@ def run_naive(method: str, model: Path, rows: Path, threads: int, watch: Watch) 
     tokenizer = AutoTokenizer.from_pretrained(model)
     policy = AutoModelForCausalLM.from_pretrained(model)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=LR)
-    texts = [json.loads(line)["text"] + END for line in rows.read_text().splitlines()]
-    for start in range(0, len(texts), MEMORY_ROWS):
+    reference = AutoModelForCausalLM.from_pretrained(model) if method == "memory_dpo" else None
+    found = [json.loads(line) for line in rows.read_text().splitlines()]
+    sides = ["chosen", "rejected"] if reference is not None else ["text"]
+    batch = batch_of(method)
+    for start in range(0, len(found), batch):
         watch.begin()
-        ids = torch.tensor(tokenizer(texts[start : start + MEMORY_ROWS])["input_ids"])
-        loss = policy(input_ids=ids, labels=ids).loss
+        texts = [row.get("prompt", "") + row[side] + END for side in sides for row in found[start : start + batch]]
+        ids = torch.tensor(tokenizer(texts)["input_ids"])
+        if reference is None:
+            loss = policy(input_ids=ids, labels=ids).loss
+        else:
+            with torch.no_grad():
+                before = naive_sums(reference, ids)
+            chosen, rejected = (naive_sums(policy, ids) - before).split(batch)
+            loss = -torch.nn.functional.logsigmoid(0.1 * (chosen - rejected)).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         watch.losses.append(float(loss))
         watch.end()
+
+
+def naive_sums(model: Any, ids: Any) -> Any:
+    """[texts] log-probs of the second halves."""
+    half = MEMORY_TOKENS // 2
+    logprobs = model(input_ids=ids).logits[:, half - 1 : -1].log_softmax(-1)
+    return logprobs.gather(-1, ids[:, half:, None])[..., 0].sum(-1)
 
 
 SIDES = {"agentrl": run_agentrl, "trl": run_trl, "naive": run_naive}
@@ -267,16 +295,16 @@ def compare(method: str, pythons: dict[str, str], options: argparse.Namespace) -
     }
 
 
-def compare_memory(pythons: dict[str, str], options: argparse.Namespace) -> dict[str, Any]:
+def compare_memory(method: str, pythons: dict[str, str], options: argparse.Namespace) -> dict[str, Any]:
     """Peak memory of a step with the large vocabulary."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_model(folder / "model", MANY_WORDS, 0)
-        write_rows(folder / "rows.jsonl", "memory", 0)
-        found = {side: start(python, side, "memory", folder, options.threads) for side, python in pythons.items()}
+        write_rows(folder / "rows.jsonl", method, 0)
+        found = {side: start(python, side, method, folder, options.threads) for side, python in pythons.items()}
     mib = {side: one["peak_mib"] for side, one in found.items()}
     return {
-        "benchmark": "memory",
+        "benchmark": method,
         "parameters": found["agentrl"]["parameters"],
         **{f"{side}_mib": round(value) for side, value in mib.items()},
         "agentrl_over_trl": round(mib["agentrl"] / mib["trl"], 3),
@@ -288,7 +316,7 @@ def compare_memory(pythons: dict[str, str], options: argparse.Namespace) -> dict
 def main() -> None:
     """Compare and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("methods", nargs="+", choices=["sft", "dpo", "memory"])
+    parser.add_argument("methods", nargs="+", choices=["sft", "dpo", *MEMORY])
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that imports trl; by default this one")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
@@ -300,8 +328,9 @@ def main() -> None:
         return
     pythons = {"agentrl": sys.executable, "trl": options.peer_python}
     for method in options.methods:
-        memory = method == "memory"
-        print(json.dumps(compare_memory(pythons | {"naive": sys.executable}, options) if memory else compare(method, pythons, options)))
+        memory = method in MEMORY
+        both = pythons | ({"naive": sys.executable} if memory else {})
+        print(json.dumps((compare_memory if memory else compare)(method, both, options)))
 
 
 if __name__ == "__main__":

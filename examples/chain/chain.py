@@ -28,9 +28,9 @@ HERE = Path(__file__).resolve().parent
 
 HEADER = "| seed | stage | objective | steps | seconds | held-out accuracy (95%) | |\n|---|---|---|---|---|---|---|"
 
-WARM = 1.7
-"""Temperature of the samples that pairs are made of: at 1 nearly all wrong answers are forgotten carries, from which a reward model learns that
-larger is better, and DPO to carry always."""
+WARM = 1.3
+"""Temperature of the samples that pairs are made of. At 1 nearly all wrong answers are forgotten carries, from which a reward model
+learns that larger is better."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,10 +103,10 @@ class Chain:
 
     def _dpo(self) -> Iterator[Stage]:
         started = time.perf_counter()
-        made, agreement = pairs.ranked(self._sampled("ranked", "sft", self._size.samples), self._model("reward_model"))
+        made, best = pairs.ranked(self._sampled("ranked", "sft", self._size.samples), self._model("reward_model"))
         pairs.write(self._data / "ranked.jsonl", made)
         spent = time.perf_counter() - started
-        note = f"{len(made)} pairs; of those with one right answer it is chosen in {agreement:.3f}"
+        note = f"{len(made)} pairs; of sums with right and wrong answers it likes a right one best in {best:.3f}"
         given = {"model": self._model("sft"), "dataset": self._file("ranked")}
         yield self._stage("DPO", "dpo", spent, note, **given)
         yield self._stage("control: DPO, learning rate 0", "dpo", name="dpo-lr-0", **given, **{"learner.lr": "0"})

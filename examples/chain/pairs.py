@@ -21,7 +21,7 @@ Messages = Sequence[Mapping[str, Any]]
 
 DEMONSTRATIONS = 144
 """Training sums of which the right answer is shown, of 3,686."""
-PAIRS_OF_A_SUM = 4
+PAIRS_OF_A_SUM = 8
 """Most pairs of one sum that the verifier's judgement gives."""
 
 
@@ -92,8 +92,8 @@ def judged(sums: Iterable[Answered], seed: int) -> list[Row]:
 def ranked(sums: Sequence[Answered], reward_model: str) -> tuple[list[Row], float]:
     """Pairs of the answer that a reward model likes best and the one that it likes least.
 
-    Returns: the pairs, and of those of a right and a wrong answer the share in which the right one is chosen. No pair is made with that: it
-        says how good the reward model is on sums that it was not trained on.
+    Returns: the pairs, and the share of the sums with right and wrong answers in which it likes a right one best. No pair is made with
+        that: it says how good the reward model is on sums that it was not trained on.
     """
     from agentrl.rewards.reward_model import reward_model as load
     from agentrl.servers.reward_rows import RewardRow
@@ -101,16 +101,16 @@ def ranked(sums: Sequence[Answered], reward_model: str) -> tuple[list[Row], floa
     texts = [(index, text) for index, one in enumerate(sums) for text in one.answers]
     asked = [RewardRow(prompt=list(sums[index].prompt), completion=said(text)) for index, text in texts]
     scored = [(index, text, score.value) for (index, text), score in zip(texts, load(reward_model).scores(asked), strict=True)]
-    rows, right, apart = [], 0, 0
+    rows, right, mixed = [], 0, 0
     for index, group in groupby(scored, key=lambda one: one[0]):
         order = sorted((value, text) for _, text, value in group if value is not None)
         if len(order) < 2:
             continue
         best, worst, answers = order[-1][1], order[0][1], sums[index].answers
         rows.append({"prompt": sums[index].prompt, "chosen": said(best), "rejected": said(worst)})
-        apart += answers[best] != answers[worst]
-        right += answers[best] > answers[worst]
-    return rows, right / apart if apart else float("nan")
+        if min(answers.values()) < 1 <= max(answers.values()):
+            mixed, right = mixed + 1, right + (answers[best] >= 1)
+    return rows, right / mixed if mixed else float("nan")
 
 
 def write(path: Path, rows: Iterable[Row]) -> None:

@@ -104,9 +104,30 @@ def test_bad_rows_are_skipped_and_counted_or_end_it_with_their_place(tmp_path):
         StreamedBatches(config_of(file, batch_size=6), "supervised", TOKENIZER).take(0)
 
 
+def test_rows_that_are_skipped_are_told_at_the_first_and_at_each_tenfold(tmp_path):
+    file = written(
+        tmp_path / "a.jsonl", [{"text": f"row {number}" if number else None} for number in range(AHEAD)]
+    )  # one bad row a reading
+    said = []
+    options = {"batch_size": AHEAD - 1, "shuffle": False, "on_bad_row": "skip"}
+    batches = StreamedBatches(config_of(file, **options), "supervised", TOKENIZER, say=said.append)
+    for step in range(12):
+        batches.take(step)
+    assert [one.splitlines()[0] for one in said if "left out" in one] == ["1 bad row left out:", "10 bad rows left out:"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"), [([], "a.jsonl holds no rows"), (["{"], r"a.jsonl: none of its first 1 rows can be read: .*line 1")]
+)
+def test_a_stream_without_a_row_is_named(rows, message, tmp_path):
+    (tmp_path / "a.jsonl").write_text("".join(f"{row}\n" for row in rows))
+    with pytest.raises(ConfigError, match=message):
+        StreamedBatches(config_of(str(tmp_path / "a.jsonl")), "supervised", TOKENIZER)
+
+
 def test_what_cannot_be_streamed_is_told(tmp_path):
     file = written(tmp_path / "a.jsonl", PLAIN)
     with pytest.raises(ConfigError, match=r"data.packing is bfd, which takes all rows, and data.streaming is true: set data.packing=none"):
         StreamedBatches(config_of(file, packing="bfd", max_length=8), "supervised", TOKENIZER)
-    with pytest.raises(ConfigError, match=r"preference"):
+    with pytest.raises(ConfigError, match=r"a.jsonl, line 1: .*preference"):
         StreamedBatches(config_of(file), "preference", TOKENIZER)

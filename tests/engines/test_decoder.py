@@ -116,3 +116,13 @@ def test_a_context_longer_than_the_model_allows_is_refused(models):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="does not load as a causal language model"):
         load_decoder(str(tmp_path), EngineConfig(device="cpu"))
+
+
+def test_a_model_without_some_of_its_weights_is_refused(models, tmp_path):
+    whole = transformers.AutoModelForCausalLM.from_pretrained(models("llama").folder)
+    kept = {name: tensor for name, tensor in whole.state_dict().items() if "layers.0.mlp.down_proj" not in name}
+    whole.save_pretrained(tmp_path, state_dict=kept)
+    with pytest.raises(
+        ConfigError, match=r"no weights for tensors of a LlamaForCausalLM, such as model\.layers\.0\.mlp\.down_proj\.weight"
+    ):
+        load_decoder(str(tmp_path), EngineConfig(device="cpu"))

@@ -28,6 +28,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "nash_md": [{"preferences": "judge"}],
     "ppo": [{"critic": "head", "critic_warmup_steps": 1, "minibatches": 3}, {"kl_target": 0.1, "discount": 0.9}],
     "decoupled_ppo": [{"proximal": "loglinear", "weight_max": 1.5}],
+    "ssd": [{"filter_empty": False}],  # the rollouts here have tokens and say nothing
 }
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tokenizer_fakes import OTHER, OWN, TEXTS, foreign_pair
 from tokenizer_fakes import foreign_examples as examples
+from trl_import import trl_module
 
 from agentrl.config import TeacherConfig
 from agentrl.errors import ConfigError
@@ -59,7 +60,7 @@ def trl_loss(learner: Learner, given: list[Example], options: dict[str, Any]) ->
     Its `bayesian` reads each distribution where it predicts the token; its `observed` one place later, so that strategy is compared in
     tests/learner/test_uld.py alone, on rows that are moved.
     """
-    gold = pytest.importorskip("trl.experimental.gold.gold_trainer")
+    gold = trl_module("trl.experimental.gold.gold_trainer")
     from agentrl.learner.examples import candidates_of
     from agentrl.learner.foreign import ForeignTeacher
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from agentrl.learner import model as learner_model
+from agentrl.learner import loading
 from agentrl.learner.attention import ATTENTION
 from agentrl.learner.fused import fuse, norm_backward, rms_scale
 from agentrl.learner.layers import replace_layers
@@ -39,8 +39,8 @@ def shaken(folder: str, *, seed: int = 0) -> transformers.PreTrainedModel:
 def learners(folder: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Learner, Learner]:
     config = fakes.run_config(learner={"lr": 0.0, "max_grad_norm": None})
     ours = fakes.make_learner(folder, config)
-    monkeypatch.setattr(learner_model, "fuse", lambda model: 0)
-    monkeypatch.setattr(learner_model, "replace_layers", lambda model: 0)
+    monkeypatch.setattr(loading, "fuse", lambda model: 0)
+    monkeypatch.setattr(loading, "replace_layers", lambda model: 0)
     return ours, fakes.make_learner(folder, config)
 
 

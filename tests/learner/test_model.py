@@ -107,6 +107,14 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
         load(str(tmp_path))
 
 
+def test_a_model_without_some_of_its_weights_is_refused(model_folder: Callable[..., str], tmp_path: Path) -> None:
+    whole = transformers.AutoModelForCausalLM.from_pretrained(model_folder())
+    kept = {name: tensor for name, tensor in whole.state_dict().items() if "layers.0.mlp.down_proj" not in name}
+    whole.save_pretrained(tmp_path / "torn", state_dict=kept)
+    with pytest.raises(ConfigError, match=r"has no weights for 1 tensors of a .*, such as model\.layers\.0\.mlp\.down_proj\.weight"):
+        load(str(tmp_path / "torn"))
+
+
 def test_dropout_is_off_with_and_without_checkpointing(tmp_path: Path) -> None:
     folder = fakes.tiny_model(tmp_path, kind="opt", dropout=0.5, attention_dropout=0.5, word_embed_proj_dim=32, ffn_dim=48)
     expected = logprobs(load(folder), samples_of(0))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from trl_import import trl_module
 
 from agentrl.learner.divergence import Projection
 from agentrl.learner.logprobs import Head
@@ -70,7 +71,7 @@ def trl_loss(own: Side, other: Side, how: Words, matched: Matched | None) -> tor
 
     Its strategy `observed` reads each distribution one place too late: it is given the rows one place later, and so reads the right ones.
     """
-    gold = pytest.importorskip("trl.experimental.gold.gold_trainer")
+    gold = trl_module("trl.experimental.gold.gold_trainer")
     config = SimpleNamespace(
         uld_crossentropy_weight=0.0,
         uld_distillation_weight=1.0,

@@ -13,6 +13,7 @@ from toys import SHARED, batch, group, member, slopes
 
 from agentrl.errors import ConfigError
 from agentrl.objectives import StepColumns, get, validate
+from agentrl.objectives.base import Term
 from agentrl.objectives.corrections import CORRECTIONS, correct
 from agentrl.objectives.registry import BUILT_IN
 
@@ -68,6 +69,8 @@ COLUMNS = {
     "teacher_logprobs": [row + TEACHER.normal(0, 1, len(row)) for row in NOW],
     "divergence": [TEACHER.uniform(0.1, 1, length) for length in LENGTHS],
 }
+TAUGHT = torch.tensor([one for length, one in zip(LENGTHS, (1.0, 1.0, 0.0, 1.0), strict=True) for _ in range(length)], dtype=torch.float64)
+"""The policy as its own teacher had nothing to see for the third rollout."""
 FIGURES = {"kl": 0.05, "entropy": 1.0, "learner/rollouts": 4.0, "learner/counted_tokens": 16.0, "learner/reward_mean": 0.4}
 
 
@@ -98,9 +101,11 @@ def loss_of(objective, config, needs):
             seed=(0, 1),
         )
         chosen = objective.select(step, config)
-    inputs = dataclasses.replace(inputs, columns={name: torch.from_numpy(values) for name, values in chosen.items()})
+    given = {"taught": TAUGHT} | {name: torch.from_numpy(values) for name, values in chosen.items()}
+    inputs = dataclasses.replace(inputs, columns=given)
     found = objective.loss(inputs, config)
-    values = [found.loss, *(found.terms[name] for name in sorted(found.terms)), slopes(found, inputs)]
+    terms = [found.terms[name] for name in sorted(found.terms)]
+    values = [found.loss, *(term.loss if isinstance(term, Term) else term for term in terms), slopes(found, inputs)]
     return [sorted(found.terms), sorted(chosen), [one.tolist() for one in values]]
 
 
@@ -116,7 +121,12 @@ def plain(given):
     return rows
 
 
-BASE = {"bnpo": {"reward_min": -20.0, "reward_max": 20.0}, "opd": {"reward_coef": 1.0}, "minillm": {"reward_coef": 1.0, "own": True}}
+BASE = {
+    "bnpo": {"reward_min": -20.0, "reward_max": 20.0},
+    "opd": {"reward_coef": 1.0},
+    "minillm": {"reward_coef": 1.0, "own": True},
+    "sdpo": {"weight": 0.5},
+}
 """Settings in which an objective takes what the others take."""
 KL = {"beta": 0.3, "kl_in": "loss", "kl_estimator": "k3"}
 ADAPTS = {"entropy_target": 5.0}
@@ -194,6 +204,24 @@ KNOBS = {
     "length_normalization": ({}, False),
     "own": ({"own": False}, True),
     "single_step": ({}, False),
+    "filter_empty": ({}, False),
+    "weight": ({}, 0.3),
+    "tail": ({"estimate": "top_k", "top_k": 4}, True),
+    "is_clip": ({}, 1.2),
+    "skip_tokens": ({}, 2),
+    "teacher": ({}, "live"),
+    "ema_rate": ({"teacher": "ema"}, 0.5),
+    "ema_every": ({"teacher": "ema"}, 3),
+    "template": ({}, "{privileged_context} {prompt}"),
+    "success": ({}, 0.5),
+    "solutions": ({"feedback": True}, False),
+    "own_solution": ({}, True),
+    "feedback": ({}, True),
+    "feedback_only_without_solution": ({"feedback": True}, True),
+    "hide_thoughts": ({}, True),
+    "max_prompt_tokens": ({}, 99),
+    "solution_template": ({}, "{solution} is right."),
+    "feedback_template": ({"feedback": True}, "{feedback} was said."),
 }
 """Option: what has to be set for it to count, and a value that is nobody's default unless OTHERWISE says so."""
 
@@ -205,6 +233,10 @@ OTHERWISE = {
     ("dapo", "dynamic_sampling"): ({}, False),
     # Of whole rollouts, whose ratio is far outside of a clip of 0.9 too.
     ("rloo", "clip_high"): ({}, 9.0),
+    ("sdft", "estimate"): ({"alpha": 1.0}, "sampled"),
+    ("sdpo", "estimate"): ({}, "full"),
+    ("sdpo", "alpha"): ({"estimate": "full"}, 0.5),
+    ("sdpo", "template"): ({}, "{solution} {prompt} {feedback}"),
 }
 FIXED = {
     ("bnpo", "baseline"): "the density is that of the group's mean",
@@ -388,6 +420,52 @@ REFUSALS = {
     "pairing extremes with preferences judge": [({"pairing": "extremes", "preferences": "judge"}, ["online_dpo"], r"pairing extremes")],
     "truncated_penalty with preferences judge": [
         ({"truncated_penalty": 1.0, "preferences": "judge"}, ["online_dpo", "xpo"], r"truncated_penalty is taken off a reward"),
+    ],
+    "matched_weight without unmatched_weight": [({"hybrid": True, "matched_weight": 0.5}, ["gold"], r"go together: set both")],
+    "beta and the two weights without hybrid": [
+        ({"beta": 0.1}, ["gold"], r"of the hybrid form: set hybrid, or remove them"),
+        ({"matched_weight": 0.5, "unmatched_weight": 0.5}, ["gold"], r"of the hybrid form: set hybrid, or remove them"),
+    ],
+    "distillation_weight and crossentropy_weight both 0": [
+        ({"distillation_weight": 0.0, "crossentropy_weight": 0.0}, ["gold"], r"nothing would be learned"),
+    ],
+    "estimate sampled with another alpha": [
+        ({"estimate": "sampled", "alpha": 0.5}, ["sdft", "sdpo"], r"alpha=0.5 asks for another divergence"),
+    ],
+    "top_k or tail without estimate top_k": [
+        ({"estimate": "full", "tail": True}, ["sdft", "sdpo"], r"top_k and tail are of estimate top_k"),
+        ({"estimate": "full", "top_k": 7}, ["sdft", "sdpo"], r"top_k and tail are of estimate top_k"),
+        ({"estimate": "top_k", "top_k": None}, ["sdft", "sdpo"], r"estimate top_k needs top_k"),
+    ],
+    "a template without {prompt}": [({"template": "{prompt}"}, ["sdft"], r"template has no \{privileged_context\}")],
+    "solutions and feedback both false": [({"solutions": False}, ["sdpo"], r"set one of them")],
+    "templates without the places": [
+        ({"template": "{prompt}"}, ["sdpo"], r"template has no \{solution\}"),
+        ({"solution_template": "right"}, ["sdpo"], r"solution_template has no \{solution\}"),
+        ({"feedback_template": "wrong"}, ["sdpo"], r"feedback_template has no \{feedback\}"),
+        ({"feedback": True, "template": "{prompt}{solution}"}, ["sdpo"], r"template has no \{feedback\}, and feedback is true"),
+    ],
+    "loss exo_pair without label_smoothing": [({"loss": "exo_pair"}, ["dpo"], r"exo_pair needs label_smoothing > 0")],
+    "label_smoothing, f_alpha, discopop_tau or ipo_sums": [
+        ({"loss": "hinge", "label_smoothing": 0.1}, ["dpo"], r"label_smoothing has no effect on hinge"),
+        ({"f_alpha": 0.7}, ["dpo"], r"f_alpha belongs to f_divergence alpha_divergence"),
+        ({"discopop_tau": 0.2}, ["dpo"], r"discopop_tau belongs to loss discopop"),
+        ({"ipo_sums": True}, ["dpo"], r"ipo_sums belongs to loss ipo"),
+    ],
+    "f_divergence with a loss": [({"loss": "nca_pair", "f_divergence": "forward_kl"}, ["dpo"], r"that nca_pair does not read")],
+    "weighting with aot": [({"loss": "aot", "weighting": True}, ["dpo"], r"weighting weighs pairs, and aot compares texts of other rows")],
+    "reference_free with a loss": [
+        ({"loss": "nca_pair", "reference_free": True}, ["dpo"], r"reference_free has no meaning for nca_pair"),
+        ({"f_divergence": "forward_kl", "reference_free": True}, ["dpo"], r"and reference_free has none"),
+    ],
+    "loss sft alone": [({"loss": "sft"}, ["dpo"], r"loss sft alone compares nothing")],
+    "label_smoothing with hinge or ipo, or gamma without": [
+        ({"loss": "hinge", "label_smoothing": 0.1}, ["cpo", "tpo"], r"label_smoothing has no effect on hinge"),
+        ({"loss": "sigmoid", "gamma": 0.7}, ["cpo", "tpo"], r"gamma belongs to loss"),
+    ],
+    "min_density_ratio, max_density_ratio or density_ratio_rows without": [
+        ({"max_density_ratio": 3.0}, ["bco"], r"max_density_ratio has no effect without density_ratio"),
+        ({"density_ratio_rows": 64}, ["bco"], r"density_ratio_rows has no effect without density_ratio"),
     ],
 }
 """The beginning of a sentence of `Objective.refused`: cases of it, and the objectives that refuse them."""
