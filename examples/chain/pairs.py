@@ -68,12 +68,13 @@ def said(text: str) -> list[dict[str, str]]:
 
 
 def answered(rollouts: Path) -> list[Answered]:
-    """What `agentrl eval --output` kept: of each task the different answers that ended by themselves and could be scored."""
+    """What `agentrl eval --output` kept: of each task the different answers that say something, ended by themselves and could be scored."""
     found = []
     for line in rollouts.read_text().splitlines():
         group = json.loads(line)["rollouts"]
         whole = [one for one in group if one["ending"] == "complete" and one["score"]["value"] is not None]
-        answers = {one["messages"][-1]["content"]: float(one["score"]["value"]) for one in whole}
+        spoken = [(one["messages"][-1]["content"], float(one["score"]["value"])) for one in whole]
+        answers = {text: score for text, score in spoken if text.strip()}
         found.append(Answered(prompt=group[0]["messages"][:-1], answers=answers))
     return found
 
