@@ -87,20 +87,26 @@ class Fleet:
             calls = [threads.submit(fly, seed) for seed in range(FLYING)]
             started.wait()
             self.server.get("/health")
+            before = self.figure("vllm:generation_tokens_total")
             self.server.command("/resume")
-            self.running()
+            self.decoding(before)
             yield choices
         for call in calls:
             call.result()  # an error of one is an error
 
-    def running(self) -> None:
-        """Return when requests are being decoded."""
+    def decoding(self, before: float) -> None:
+        """Return when each of the requests has tokens: all of them run, and twice as many tokens as requests were sampled since."""
         for _ in range(2000):
-            text = self.http.get(f"{self.url}/metrics", timeout=60).text
-            line = next(line for line in text.splitlines() if line.startswith("vllm:num_requests_running"))
-            if float(line.rpartition(" ")[2]):
+            sampled = self.figure("vllm:generation_tokens_total") - before
+            if sampled >= 2 * FLYING and self.figure("vllm:num_requests_running") == FLYING:
                 return
-        raise AssertionError("no request was ever running")
+        raise AssertionError(f"{FLYING} requests were never running at once")
+
+    def figure(self, name: str) -> float:
+        """A number of the server's metrics."""
+        text = self.http.get(f"{self.url}/metrics", timeout=60).text
+        line = next(line for line in text.splitlines() if line.startswith(name))
+        return float(line.rpartition(" ")[2])
 
 
 def logprobs_of(model: Any, ids: tuple[int, ...], temperature: float = 1.0) -> tuple[float, ...]:

@@ -49,7 +49,7 @@ def test_the_verifier_pairs_right_with_wrong_answers_only(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # eighteen commands one after the other
 def test_the_chain_runs_from_its_run_files(tmp_path):
-    small = ("--steps", "2", "--sums", "24", "--samples", "4", "--num-tasks", "6")
+    small = ("--steps", "2", "--sums", "48", "--samples", "4", "--num-tasks", "6")
     command = [sys.executable, str(CHAIN / "chain.py"), "--folder", str(tmp_path / "chain"), *small]
     done = subprocess.run(command, capture_output=True, text=True, timeout=880, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
