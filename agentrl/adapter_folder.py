@@ -14,7 +14,7 @@ import xxhash
 from agentrl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from agentrl.config import LoraConfig
+    from agentrl.config_learner import LoraConfig
 
 CONFIG, WEIGHTS, BASE = "adapter_config.json", "adapter_model.safetensors", "agentrl_base.json"
 """Files of an adapter's folder: peft's two, and what agentrl writes of the model that the adapter was trained on."""

@@ -10,7 +10,7 @@ import typer
 from agentrl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from agentrl.config import HubConfig
+    from agentrl.config_data import HubConfig
 
 
 def add_to(app: typer.Typer) -> None:

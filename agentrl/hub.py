@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from agentrl.config import HubConfig
+    from agentrl.config_data import HubConfig
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 DRAFTS = "push"

@@ -7,9 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agentrl.errors import CheckpointError, LearnerDiverged
 from agentrl.finishing import push_at_end, push_while_training, pushes_after, write_model
-from agentrl.interrupt import Abandoned, Interrupt
 from agentrl.run_folder import RunFolder, RunState
 from agentrl.text_samples import answered, table
 
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     from agentrl.config import RunConfig
     from agentrl.examples import Example
     from agentrl.hub import Pusher
+    from agentrl.interrupt import Interrupt
     from agentrl.learner import Learner
     from agentrl.offline_batches import Batches, Examples
     from agentrl.progress import Progress
@@ -209,13 +208,7 @@ def evaluated(learner: Learner, examples: Examples | Sequence[Example]) -> dict[
 
 def learn_and_save(run: OfflineRun) -> bool:
     """Learn to the end, or to an interruption; the learner's state is on disk after it. Returns whether it was interrupted."""
-    interrupted = False
-    try:
-        interrupted = run.learn()
-    except Abandoned:
-        raise
-    except (CheckpointError, LearnerDiverged):
-        raise  # the disk does not take another one, or what is in memory is not worth one
+    interrupted = run.learn()
     step = run.learner.step
     if not interrupted and (run.selection is None or run.selection.judged_step != step):
         run.evaluate()

@@ -81,7 +81,7 @@ class FrozenPolicies:
                 self._start(name, policy, folder, version)
 
     def _start(self, name: str, policy: FrozenPolicyConfig, folder: Path | None, version: Version | None) -> None:
-        from agentrl.config import EngineConfig
+        from agentrl.config_engine import EngineConfig
         from agentrl.engines.embedded_process import start_engine
 
         model, at = self._tokenizers[name], Version()

@@ -10,7 +10,8 @@ import transformers
 from agentrl import adapter_folder, objectives
 from agentrl.adapter_folder import check_base, check_tokenizer, files_checksum, settled, tokenizer_differences, whole_only
 from agentrl.adapter_needs import mistakes_of_adapter
-from agentrl.config import LoraConfig, RunConfig
+from agentrl.config import RunConfig
+from agentrl.config_learner import LoraConfig
 from agentrl.engines.vllm_setup import transport_of
 from agentrl.errors import ConfigError
 from agentrl.offline_needs import mistakes_of_online

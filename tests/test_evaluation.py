@@ -6,7 +6,9 @@ import pytest
 from fakes import make_group
 
 from agentrl.buffer import Dispatch
-from agentrl.config import EngineConfig, LearnerConfig, LoraConfig, RunConfig
+from agentrl.config import RunConfig
+from agentrl.config_engine import EngineConfig
+from agentrl.config_learner import LearnerConfig, LoraConfig
 from agentrl.engines.vllm_setup import transport_of
 from agentrl.errors import CheckpointError, ConfigError, RunCannotLearn
 from agentrl.evaluation import _Collector, _open_kept, as_evaluated, evaluate, pass_at_k, summarize

@@ -11,7 +11,7 @@ from http_serving import serving
 from hub_stand_in import TOKEN, HubStandIn, environment
 
 from agentrl import hub
-from agentrl.config import HubConfig
+from agentrl.config_data import HubConfig
 from agentrl.errors import ConfigError, PushFailed
 from agentrl.hub_process import failure, redacted, token_of
 

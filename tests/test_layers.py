@@ -8,12 +8,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PUBLIC = {"environment", "errors", "gold_audit", "llm", "records", "registry", "reward_call", "single_turn"}
 """What an environment or a reward may use: the same that a user's own may."""
-BASE = {"checksum", "config", "config_errors", "errors", "examples", "adapter_folder", "records", "teacher_prompt", "wire"}
+SECTIONS = {"config_base", "config_data", "config_engine", "config_learner"}
+"""Of a run file, beside `config`, which puts them together."""
+BASE = {"checksum", "config", *SECTIONS, "config_errors", "errors", "examples", "adapter_folder", "records", "teacher_prompt", "wire"}
 ALLOWED = {
     "errors": set(),
     "gold_audit": {"errors"},
     "records": set(),
-    "config": {"errors"},
+    **{section: {"config_base", "errors"} for section in SECTIONS},
+    "config": {*SECTIONS, "errors"},
     "examples": set(),
     "teacher_prompt": {"errors"},
     "llm": set(),
@@ -34,7 +37,20 @@ ALLOWED = {
 """Part of agentrl -> the parts that it may import, types included. Parts that are not named assemble the others."""
 BY_NAME_ONLY = {"envs", "rewards", "servers"}
 """Never imported by the core, which finds them by their names like anybody else's."""
-WITHOUT_TORCH = ["config", "config_errors", "environment", "errors", "llm", "records", "registry", "runfile", "wire", "cli", "progress"]
+WITHOUT_TORCH = [
+    "config",
+    *sorted(SECTIONS),
+    "config_errors",
+    "environment",
+    "errors",
+    "llm",
+    "records",
+    "registry",
+    "runfile",
+    "wire",
+    "cli",
+    "progress",
+]
 WITHOUT_TORCH += [f"data.{name}" for name in ("convert", "faults", "mixtures", "schemas", "sources", "splits", "streams")]
 
 

@@ -15,7 +15,7 @@ from test_run import Silent
 from test_text_samples import Letters
 
 from agentrl import hub
-from agentrl.config import HubConfig
+from agentrl.config_data import HubConfig
 from agentrl.errors import ConfigError
 from agentrl.interrupt import Interrupt
 from agentrl.offline_batches import ShuffledBatches

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-    from agentrl.config import DataConfig
+    from agentrl.config_data import DataConfig
     from agentrl.data.encode import Encoder
     from agentrl.data.rows import Rows
     from agentrl.data.schemas import Found

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-    from agentrl.config import DataConfig
+    from agentrl.config_data import DataConfig
     from agentrl.data.schemas import Found
 
     Row = Mapping[str, Any]

@@ -10,7 +10,7 @@ import numpy as np
 from agentrl.data.faults import RowFault
 
 if TYPE_CHECKING:
-    from agentrl.config import DataConfig
+    from agentrl.config_data import DataConfig
     from agentrl.examples import Text
 
 CUTS = "drop, keep_start or keep_end"

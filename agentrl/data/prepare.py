@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-    from agentrl.config import DataConfig, RunConfig
+    from agentrl.config import RunConfig
+    from agentrl.config_data import DataConfig
     from agentrl.data.rows import Rows
     from agentrl.data.schemas import Found
     from agentrl.data.table import Examples

@@ -11,7 +11,7 @@ from agentrl.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from agentrl.config import DataConfig
+    from agentrl.config_data import DataConfig
 
 
 def with_template(tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> PreTrainedTokenizerBase:

@@ -23,7 +23,7 @@ from agentrl.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agentrl.config import EngineConfig
+    from agentrl.config_engine import EngineConfig
     from agentrl.engines.kv import LayerShape
     from agentrl.engines.weights import Weights
 

@@ -14,7 +14,7 @@ from agentrl.processes import Child, start_child
 from agentrl.scratch import ScratchFolder
 
 if TYPE_CHECKING:
-    from agentrl.config import EngineConfig
+    from agentrl.config_engine import EngineConfig
     from agentrl.records import Version
 
 _MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentrl import lifeline
-from agentrl.config import EngineConfig
+from agentrl.config_engine import EngineConfig
 from agentrl.errors import ConfigError, PublishError
 from agentrl.records import Version
 

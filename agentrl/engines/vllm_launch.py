@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from agentrl.config import EngineConfig, LoraConfig
+    from agentrl.config_engine import EngineConfig
+    from agentrl.config_learner import LoraConfig
     from agentrl.engines.vllm_control import Control
     from agentrl.engines.vllm_facts import ServerFacts
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from agentrl.adapter_folder import settled, whole_only
-from agentrl.config import LaunchConfig
+from agentrl.config_engine import LaunchConfig
 from agentrl.engines.vllm_control import Control, http_client
 from agentrl.engines.vllm_launch import MAX_LORAS, Launcher, Server, server_options
 from agentrl.engines.vllm_preflight import Expectations

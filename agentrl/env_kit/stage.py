@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from agentrl.config import RolloutConfig, SamplingConfig
+from agentrl.config import RolloutConfig
+from agentrl.config_engine import SamplingConfig
 from agentrl.env_kit.footprint import Footprint, footprint
 from agentrl.env_kit.model import ScriptedModel
 from agentrl.env_kit.watch import Watch, WatchedPool

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from agentrl.config import LoraConfig
+    from agentrl.config_learner import LoraConfig
 
 CLASSIFIERS = ("score", "classifier")
 """Heads that are trained whole, and so are never quantized."""

@@ -15,7 +15,7 @@ from agentrl.learner.standin import copied, standing_in, trained_parameters
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from agentrl.config import EmaConfig
+    from agentrl.config_learner import EmaConfig
     from agentrl.learner.model import Policy
 
 EVERY = {"ema": 1, "bema": 400}

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from agentrl.adapter_folder import TOKENIZER_FILES, read_adapter
-from agentrl.config import LoraConfig
+from agentrl.config_learner import LoraConfig
 from agentrl.errors import CheckpointError, ConfigError
 from agentrl.learner.adapters import TASKS, check_adapter, with_adapter
 from agentrl.learner.loading import read_model

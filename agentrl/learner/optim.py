@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from agentrl.config import LearnerConfig
+    from agentrl.config_learner import LearnerConfig
 
 
 def learning_rate(config: LearnerConfig, step: int, steps: int) -> float:

@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     import torch
 
     from agentrl.objectives.base import TokenBatch
+    from agentrl.objectives.tpo import TPOConfig
+
+
+def check_compared(config: CPOConfig | TPOConfig, *, with_margin: str) -> None:
+    """Raise `ValueError` for options that the chosen loss of a difference does not read; `with_margin` is the loss that has a gamma."""
+    if config.label_smoothing > 0 and config.loss in ("hinge", "ipo"):
+        raise ValueError(f"label_smoothing has no effect on {config.loss}: remove it, or take sigmoid or {with_margin}")
+    if config.loss != with_margin and config.gamma != type(config).model_fields["gamma"].default:
+        raise ValueError(f"gamma belongs to loss {with_margin}, which is {config.loss}: remove one of the two")
 
 
 class CPOConfig(ObjectiveConfig):
@@ -33,10 +42,7 @@ class CPOConfig(ObjectiveConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> CPOConfig:
-        if self.label_smoothing > 0 and self.loss in ("hinge", "ipo"):
-            raise ValueError(f"label_smoothing has no effect on {self.loss}: remove it, or take sigmoid or simpo")
-        if self.loss != "simpo" and self.gamma != CPOConfig.model_fields["gamma"].default:
-            raise ValueError(f"gamma belongs to loss simpo, which is {self.loss}: remove one of the two")
+        check_compared(self, with_margin="simpo")
         return self
 
 

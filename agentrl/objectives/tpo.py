@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from agentrl.errors import ConfigError
 from agentrl.objectives.base import Credit, Losses, Needs, Objective, ObjectiveConfig, Term
-from agentrl.objectives.cpo import compared
+from agentrl.objectives.cpo import check_compared, compared
 from agentrl.objectives.paired import NotNegative, Positive, Smoothing, of_pairs, reward_metrics, token_metrics, where_in
 
 if TYPE_CHECKING:
@@ -36,10 +36,7 @@ class TPOConfig(ObjectiveConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> TPOConfig:
-        if self.label_smoothing > 0 and self.loss in ("hinge", "ipo"):
-            raise ValueError(f"label_smoothing has no effect on {self.loss}: remove it, or take sigmoid or tpo_l")
-        if self.loss != "tpo_l" and self.gamma != TPOConfig.model_fields["gamma"].default:
-            raise ValueError(f"gamma belongs to loss tpo_l, which is {self.loss}: remove one of the two")
+        check_compared(self, with_margin="tpo_l")
         return self
 
 

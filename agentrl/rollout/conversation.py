@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections import defaultdict
     from collections.abc import Mapping, Sequence
 
-    from agentrl.config import SamplingConfig
+    from agentrl.config_engine import SamplingConfig
     from agentrl.rollout.render import Rendered
 
 Message = dict[str, Any]

@@ -29,7 +29,8 @@ from agentrl.rollout.turns import whole_return
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from agentrl.config import RolloutConfig, SamplingConfig
+    from agentrl.config import RolloutConfig
+    from agentrl.config_engine import SamplingConfig
 
 T = TypeVar("T")
 Message = dict[str, Any]

@@ -18,7 +18,7 @@ from agentrl.rollout.turnstile import one_by_one
 if TYPE_CHECKING:
     from collections import defaultdict
 
-    from agentrl.config import SamplingConfig
+    from agentrl.config_engine import SamplingConfig
     from agentrl.engines.protocol import Completion
     from agentrl.rollout.render import Rendered, Renderer
 

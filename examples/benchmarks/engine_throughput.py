@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import trio
 
-from agentrl.config import EngineConfig
+from agentrl.config_engine import EngineConfig
 from agentrl.engines.decoder import load_decoder
 from agentrl.engines.decoder_generic import GenericDecoder
 from agentrl.engines.embedded import EmbeddedEngine, start_engine

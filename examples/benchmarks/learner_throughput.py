@@ -28,7 +28,8 @@ import torch
 import transformers
 
 from agentrl import objectives
-from agentrl.config import LearnerConfig, RunConfig
+from agentrl.config import RunConfig
+from agentrl.config_learner import LearnerConfig
 from agentrl.examples import Example, Text
 from agentrl.learner import Learner
 from agentrl.learner.examples import candidates_of

@@ -32,7 +32,7 @@ def naive(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> 
 
 def agentrl(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Ours, entropies included."""
-    from agentrl.config import LearnerConfig
+    from agentrl.config_learner import LearnerConfig
     from agentrl.learner.logprobs import Head, token_logprobs
 
     return token_logprobs(hidden, weight, None, targets, Head(tile_mib=LearnerConfig().head_chunk_mib))[0]

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import trio
 
-from agentrl.config import RolloutConfig, SamplingConfig
+from agentrl.config import RolloutConfig
+from agentrl.config_engine import SamplingConfig
 from agentrl.engines.protocol import Completion, Request
 from agentrl.environment import Environment, Episode
 from agentrl.quickstart import model_path

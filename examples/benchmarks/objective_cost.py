@@ -28,7 +28,8 @@ import torch
 import transformers
 
 from agentrl import objectives
-from agentrl.config import LearnerConfig, RunConfig
+from agentrl.config import RunConfig
+from agentrl.config_learner import LearnerConfig
 from agentrl.learner import Learner
 from agentrl.objectives import Credit, Losses, Objective
 from agentrl.objectives.registry import BUILT_IN

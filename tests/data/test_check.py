@@ -11,7 +11,7 @@ from templates import KINDS, tokenizer_of
 from typer.testing import CliRunner
 
 from agentrl.cli import make_app
-from agentrl.config import DataConfig
+from agentrl.config_data import DataConfig
 from agentrl.data.check import check_dataset, lengths_of
 from agentrl.data.check_view import laid_out
 from agentrl.data.rows import ObjectRows

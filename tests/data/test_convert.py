@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from row_strategies import mutated, preference, prompt_completion, rows, stepwise
 
-from agentrl.config import DataConfig
+from agentrl.config_data import DataConfig
 from agentrl.data.convert import (
     canonical,
     check_kind,

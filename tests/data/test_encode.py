@@ -12,7 +12,7 @@ from templates import CHATML, KINDS, Kind, tokenizer_of
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from agentrl.config import DataConfig
+from agentrl.config_data import DataConfig
 from agentrl.data.encode import Encoder, Placed
 from agentrl.data.faults import RowFault
 from agentrl.data.schemas import check_row, detect

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agentrl.config import DataConfig
+from agentrl.config_data import DataConfig
 from agentrl.data.limits import limits_of
 from agentrl.data.template_file import with_template
 from agentrl.errors import ConfigError

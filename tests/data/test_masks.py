@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from templates import ADDED, AWKWARD, KINDS, SPECIAL, tokenizer_of
 
-from agentrl.config import DataConfig
+from agentrl.config_data import DataConfig
 from agentrl.data.chat import Chat
 from agentrl.data.encode import Encoder, Placed
 from agentrl.data.faults import RowFault

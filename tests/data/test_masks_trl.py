@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from templates import KINDS, tokenizer_of
 
-from agentrl.config import DataConfig
+from agentrl.config_data import DataConfig
 from agentrl.data.encode import Encoder, Placed
 from agentrl.data.faults import RowFault
 from agentrl.data.marks import compiled

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from templates import KINDS, tokenizer_of
 
-from agentrl.config import DataConfig
+from agentrl.config_data import DataConfig
 from agentrl.data.packing import best_fit, packed
 from agentrl.data.prepare import prepare_rows
 from agentrl.data.rows import ObjectRows

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from templates import CHATML, KINDS, tokenizer_of
 
-from agentrl.config import DataConfig, RunConfig
+from agentrl.config import RunConfig
+from agentrl.config_data import DataConfig
 from agentrl.data.prepare import prepare, prepare_rows
 from agentrl.data.rows import ObjectRows
 from agentrl.data.table import TableWriter

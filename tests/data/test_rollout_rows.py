@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "learner"))
 import learner_fakes as fakes
 from test_scorer import gradient
 
-from agentrl.config import DataConfig
+from agentrl.config_data import DataConfig
 from agentrl.data.prepare import prepare_rows
 from agentrl.data.rollout_rows import open_rollouts
 from agentrl.data.sources import open_rows

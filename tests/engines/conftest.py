@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from agentrl.config import EngineConfig
+from agentrl.config_engine import EngineConfig
 from agentrl.engines.decoder import Loaded, load_decoder
 from agentrl.engines.protocol import Completion, Request
 from agentrl.engines.scheduler import Scheduler

@@ -5,7 +5,7 @@ import pytest
 import torch
 import transformers
 
-from agentrl.config import EngineConfig
+from agentrl.config_engine import EngineConfig
 from agentrl.engines.decoder import Probe, choose_decoder, load_decoder
 from agentrl.engines.decoder_fast import LARGE_WEIGHT, FastDecoder
 from agentrl.engines.decoder_generic import GenericDecoder

@@ -19,7 +19,7 @@ import trio.testing
 
 from agentrl import wire
 from agentrl.checksum import weights_checksum
-from agentrl.config import EngineConfig
+from agentrl.config_engine import EngineConfig
 from agentrl.engines.embedded import EmbeddedEngine, EmbeddedPublisher, start_engine
 from agentrl.engines.messages import FromClient, Hello, Publish, Published
 from agentrl.errors import ConfigError, PublishError, SamplerUnavailable
@@ -185,7 +185,7 @@ def test_the_engine_outlives_no_parent_that_was_killed(models, tmp_path):
     script = """
 import sys, time
 from pathlib import Path
-from agentrl.config import EngineConfig
+from agentrl.config_engine import EngineConfig
 from agentrl.engines.embedded import EmbeddedPublisher, start_engine
 from agentrl.records import Version
 config = EngineConfig(device="cpu")

@@ -7,7 +7,7 @@ import pytest
 import trio
 from mixture_truth import error_of
 
-from agentrl.config import EngineConfig
+from agentrl.config_engine import EngineConfig
 from agentrl.engines.embedded import EmbeddedEngine, EmbeddedPublisher, start_engine
 from agentrl.errors import ConfigError
 from agentrl.records import Version

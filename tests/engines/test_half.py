@@ -8,7 +8,7 @@ import torch
 import transformers
 from mixture_truth import Pair, error_of
 
-from agentrl.config import EngineConfig
+from agentrl.config_engine import EngineConfig
 from agentrl.engines import scheduler as scheduler_module
 from agentrl.engines.decoder import load_reference
 from agentrl.engines.requests import Refused

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from agentrl.config import EngineConfig, LearnerConfig, LoraConfig, RunConfig
+from agentrl.config import RunConfig
+from agentrl.config_engine import EngineConfig
+from agentrl.config_learner import LearnerConfig, LoraConfig
 from agentrl.engines.vllm_launch import Launcher, free_port, server_options
 from agentrl.engines.vllm_setup import make_servers, transport_of
 from agentrl.errors import ConfigError

@@ -10,7 +10,8 @@ import pytest
 import trio
 from rollout_fakes import FakeEngine, in_turn, make_task, make_tokenizer
 
-from agentrl.config import RolloutConfig, SamplingConfig
+from agentrl.config import RolloutConfig
+from agentrl.config_engine import SamplingConfig
 from agentrl.envs.agent_program import MOST_OUTPUT_BYTES
 from agentrl.records import SamplingContract, rows_of
 from agentrl.rollout.episode import play_episode

@@ -10,7 +10,8 @@ import trio
 from rollout_fakes import FakeEngine, in_turn, make_tokenizer, thread_pool
 
 from agentrl import runfile
-from agentrl.config import RolloutConfig, SamplingConfig
+from agentrl.config import RolloutConfig
+from agentrl.config_engine import SamplingConfig
 from agentrl.envs.mixture import MixedRows, Mixture, Part
 from agentrl.errors import ConfigError
 from agentrl.records import SamplingContract, Task

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rollout_fakes import FakeEngine, make_tokenizer, thread_pool
 
-from agentrl.config import RolloutConfig, SamplingConfig
+from agentrl.config import RolloutConfig
+from agentrl.config_engine import SamplingConfig
 from agentrl.envs.nim import RULES, Nim, after, moves, perfect_move, read_move
 from agentrl.errors import ConfigError
 from agentrl.llm import Reply

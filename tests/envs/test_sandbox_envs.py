@@ -9,7 +9,8 @@ import pytest
 import trio
 from rollout_fakes import FakeEngine, in_turn, make_tokenizer, thread_pool
 
-from agentrl.config import RolloutConfig, SamplingConfig
+from agentrl.config import RolloutConfig
+from agentrl.config_engine import SamplingConfig
 from agentrl.envs.python_math import PythonMath
 from agentrl.envs.shell_tasks import KINDS, ShellTasks
 from agentrl.errors import ConfigError

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rollout_fakes import FakeEngine, in_turn, make_tokenizer, thread_pool
 
-from agentrl.config import RolloutConfig, SamplingConfig
+from agentrl.config import RolloutConfig
+from agentrl.config_engine import SamplingConfig
 from agentrl.envs.search import Corpus, Search, world
 from agentrl.errors import ConfigError
 from agentrl.records import SamplingContract, Task

@@ -6,7 +6,8 @@ import pytest
 import trio
 from rollout_fakes import FakeEngine, in_turn, make_tokenizer, thread_pool
 
-from agentrl.config import RolloutConfig, SamplingConfig
+from agentrl.config import RolloutConfig
+from agentrl.config_engine import SamplingConfig
 from agentrl.envs.treasure import House, Treasure
 from agentrl.errors import ConfigError
 from agentrl.records import SamplingContract, Task

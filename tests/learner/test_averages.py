@@ -10,7 +10,7 @@ import transformers
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from agentrl.config import EmaConfig
+from agentrl.config_learner import EmaConfig
 from agentrl.errors import CheckpointError
 from agentrl.learner.averages import AVERAGE, Averages
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from agentrl.config import LearnerConfig
+from agentrl.config_learner import LearnerConfig
 from agentrl.learner.optim import adamw, learning_rate
 
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "learner"))
 import learner_fakes as fakes
 from reward_models import SIZES
 
-from agentrl.config import DataConfig
+from agentrl.config_data import DataConfig
 from agentrl.data.prepare import prepare_rows
 from agentrl.data.rows import ObjectRows
 from agentrl.learner.packing import pack

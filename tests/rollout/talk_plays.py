@@ -9,7 +9,8 @@ import trio
 from rollout_fakes import FakeEngine, make_task, make_tokenizer, thread_pool
 
 from agentrl import registry
-from agentrl.config import RolloutConfig, SamplingConfig
+from agentrl.config import RolloutConfig
+from agentrl.config_engine import SamplingConfig
 from agentrl.records import SamplingContract, rows_of
 from agentrl.rollout.episode import play_episode
 from agentrl.rollout.render import Renderer

@@ -12,7 +12,8 @@ import trio
 from rollout_fakes import FakeEngine, in_turn, make_task, thread_pool
 from talk_plays import HI, RENDERER, SPEC, TALK, TOKENIZER, play, sampler
 
-from agentrl.config import RolloutConfig, SamplingConfig
+from agentrl.config import RolloutConfig
+from agentrl.config_engine import SamplingConfig
 from agentrl.errors import SamplerUnavailable
 from agentrl.llm import BudgetSpent, SamplingFailed
 from agentrl.records import SamplingContract

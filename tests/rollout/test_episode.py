@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollout_fakes import ENV, TEMPLATES, FakeEngine, in_turn, make_task, make_tokenizer, thread_pool
 
-from agentrl.config import RolloutConfig, SamplingConfig
+from agentrl.config import RolloutConfig
+from agentrl.config_engine import SamplingConfig
 from agentrl.engines.protocol import Completion
 from agentrl.errors import ConfigError, SamplerUnavailable
 from agentrl.records import SamplingContract, Score, Source, Version, rows_of

@@ -8,7 +8,8 @@ import trio.testing
 from fakes import make_rollout
 from rollout_fakes import ENV, FakeEngine, make_task, make_tokenizer, thread_pool
 
-from agentrl.config import RolloutConfig, SamplingConfig
+from agentrl.config import RolloutConfig
+from agentrl.config_engine import SamplingConfig
 from agentrl.environment import Episode
 from agentrl.records import SamplingContract
 from agentrl.rollout.episode import play_group

@@ -8,7 +8,8 @@ import pytest
 import trio
 from rollout_fakes import FakeEngine, make_task, make_tokenizer
 
-from agentrl.config import RolloutConfig, SamplingConfig
+from agentrl.config import RolloutConfig
+from agentrl.config_engine import SamplingConfig
 from agentrl.records import SamplingContract
 from agentrl.rollout.episode import play_episode
 from agentrl.rollout.pool import EnvPool

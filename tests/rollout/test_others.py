@@ -12,7 +12,8 @@ from starlette.routing import Route
 from talk_plays import HI, SPEC, TALK
 from vllm_fakes import make_answer
 
-from agentrl.config import EngineConfig, RolloutConfig, RunConfig, SamplingConfig
+from agentrl.config import RolloutConfig, RunConfig
+from agentrl.config_engine import EngineConfig, SamplingConfig
 from agentrl.dispatch import PolicyPlace, Setup
 from agentrl.errors import SamplerUnavailable
 from agentrl.records import SamplingContract

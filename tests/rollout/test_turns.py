@@ -10,7 +10,8 @@ import trio
 from fakes import make_span, make_turn
 from rollout_fakes import ENV, FakeEngine, in_turn, make_task, make_tokenizer, thread_pool
 
-from agentrl.config import RolloutConfig, SamplingConfig
+from agentrl.config import RolloutConfig
+from agentrl.config_engine import SamplingConfig
 from agentrl.errors import EnvironmentFailure
 from agentrl.records import SamplingContract, Score, Turn
 from agentrl.rollout.episode import play_episode

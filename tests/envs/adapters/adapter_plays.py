@@ -6,7 +6,8 @@ import trio
 from rollout_fakes import FakeEngine, in_turn, make_tokenizer, thread_pool
 
 from agentrl import registry
-from agentrl.config import RolloutConfig, SamplingConfig
+from agentrl.config import RolloutConfig
+from agentrl.config_engine import SamplingConfig
 from agentrl.environment import Episode
 from agentrl.records import SamplingContract, Task
 from agentrl.rollout.episode import play_episode

@@ -9,7 +9,8 @@ import subprocess
 import trio
 from adapter_plays import sampler
 
-from agentrl.config import RolloutConfig, SamplingConfig
+from agentrl.config import RolloutConfig
+from agentrl.config_engine import SamplingConfig
 from agentrl.processes import last_lines
 from agentrl.rollout.episode import play_episode
 from agentrl.rollout.pool import EnvPool, Timeouts

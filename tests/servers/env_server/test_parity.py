@@ -11,7 +11,8 @@ import trio
 from rollout_fakes import ENV, FakeEngine, in_turn, make_task, make_tokenizer, thread_pool
 from server_fakes import served
 
-from agentrl.config import RolloutConfig, SamplingConfig
+from agentrl.config import RolloutConfig
+from agentrl.config_engine import SamplingConfig
 from agentrl.records import SamplingContract, Task
 from agentrl.registry import load
 from agentrl.rollout.episode import play_episode, play_group
