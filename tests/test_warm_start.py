@@ -251,7 +251,9 @@ def test_the_engine_samples_from_the_warmed_model_and_a_resume_does_not_warm_it_
     assert "warm start: 4 steps on " in said
     steps = warm_log(folder)
     assert [one["step"] for one in steps] == [1, 2, 3, 4]
-    assert all(one["tokens"] > 0 and one["grad_norm"] > 0 for one in steps)
+    assert all(one["tokens"] > 0 for one in steps)
+    # a group that comes again may be one of which PPO's clip leaves nothing
+    assert all(one["grad_norm"] > 0 for one in (steps if mode == "supervised" else steps[:1]))
     if mode == "supervised":
         assert steps[-1]["loss"] < steps[0]["loss"], "what was imitated is likelier"
     (metrics,) = read_metrics(folder)

@@ -53,10 +53,20 @@ class Language(Protocol):
         """Try to stop what runs without losing the session.
 
         Args:
-            driver: process of the interpreter.
+            driver: process of the interpreter, which may be younger than the first call.
             root: of the tree.
             before: members of the tree when the call began.
             again: whether that was tried already.
+        """
+        ...
+
+    def end_interrupted(self, driver: int, root: int, before: set[int]) -> None:
+        """After the answer of a call that was interrupted: leave nothing of it that still dies of the interruption.
+
+        Args:
+            driver: process of the interpreter, which may be younger than the first call.
+            root: of the tree.
+            before: members of the tree when the call began.
         """
         ...
 
@@ -80,6 +90,9 @@ class Python:
         """Raises KeyboardInterrupt there."""
         tree.signal_some(root, [driver], signal.SIGINT)
 
+    def end_interrupted(self, driver: int, root: int, before: set[int]) -> None:
+        """Only the interpreter itself was interrupted, and it has answered."""
+
 
 class Shell:
     """Bash."""
@@ -99,4 +112,9 @@ class Shell:
     def interrupt(self, driver: int, root: int, before: set[int], *, again: bool) -> None:
         """Ends what the command started; what ran in the background before is spared."""
         number = signal.SIGKILL if again else signal.SIGINT
-        tree.signal_some(root, set(tree.members(root)) - before, number)
+        tree.signal_some(root, set(tree.members(root)) - before - {driver}, number)
+
+    def end_interrupted(self, driver: int, root: int, before: set[int]) -> None:
+        """Kills what got the interruption and is slower to die than Bash to answer; background jobs ignore it, and are spared."""
+        late = [pid for pid in set(tree.members(root)) - before - {driver} if not tree.ignores(pid, signal.SIGINT)]
+        tree.signal_some(root, late, signal.SIGKILL)

@@ -95,7 +95,13 @@ class LocalSession:
         request = memoryview(self._language.request(number, code))
         call = _Call(number, request, now, now + limits.wall_s, set(tree.members(running.root)), tree.use(running.root).cpu_s)
         tree.resume(running.root)
-        if self._exchange(running, call) and tree.halt(running.root):
+        answered = self._exchange(running, call)
+        if answered and call.fault is not None:
+            with contextlib.suppress(IndexError):  # it has ended
+                self._language.end_interrupted(_driver(running), running.root, call.before)
+        if answered and tree.halt(running.root):
+            if call.fault is not None:
+                _drain(running, call)  # the last words of what was interrupted are no part of the next call's
             excess = self._quota.measure(limits.folder_mib << 20)
             if excess is None or not self._writes:
                 return self._answer(call)
@@ -185,8 +191,7 @@ class LocalSession:
         if call.interruptions == 0:
             call.deadline = now + GRACE_S
         with contextlib.suppress(IndexError):  # it has ended
-            driver = tree.children(running.root)[0] if running.confined else running.root
-            self._language.interrupt(driver, running.root, call.before, again=call.interruptions >= 3)
+            self._language.interrupt(_driver(running), running.root, call.before, again=call.interruptions >= 3)
         call.interruptions += 1
 
     def _answer(self, call: _Call) -> Turn:
@@ -208,8 +213,13 @@ class LocalSession:
         )  # fmt: skip
 
 
+def _driver(running: Running) -> int:
+    """Process of the interpreter; IndexError where it has not begun, or has ended."""
+    return tree.children(running.root)[0] if running.confined else running.root
+
+
 def _drain(running: Running, call: _Call) -> None:
-    """Take what was printed before the answer: it is in the pipe already."""
+    """Take what was printed already: it is in the pipe."""
     most_bytes = running.limits.output_kib << 10
     while len(call.output) <= most_bytes:
         before = len(call.output)

@@ -81,6 +81,12 @@ def signal_some(root: int, pids: Iterable[int], number: signal.Signals) -> None:
                 signal.pidfd_send_signal(held[pid], number)
 
 
+def ignores(pid: int, number: signal.Signals) -> bool:
+    """Whether a process has chosen to ignore a signal."""
+    masks = [line.split()[1] for line in _text(f"/proc/{pid}/status").splitlines() if line.startswith("SigIgn:")]
+    return any(int(mask, 16) >> (number - 1) & 1 for mask in masks)
+
+
 def written_bytes(root: int) -> int:
     """What a tree has written to files, less what it has taken back before it reached a disk."""
     total = 0

@@ -128,6 +128,40 @@ def test_a_command_that_takes_too_long_is_ended_and_the_background_spared(either
     assert session.run("echo $X; jobs -r | wc -l").output == b"1\n1\n"
 
 
+DIES_SLOWLY = """
+import os, time
+for n in range(20):
+    if os.fork() == 0:
+        try: time.sleep(30)
+        finally:
+            time.sleep(0.05 * n)
+            print("last words", flush=True)
+time.sleep(30)
+"""
+
+
+def test_an_interrupted_command_says_nothing_in_the_next_one(sandbox):
+    session = sandbox.shell()
+    turn = session.run(f"X=1; python3 -c '{DIES_SLOWLY}'", timeout_s=0.5)
+    assert (turn.status, turn.alive) == ("timeout", True)
+    assert session.run("echo $X; sleep 0.5").output == b"1\n"
+
+
+def test_a_session_survives_an_interruption_of_its_first_call(either):
+    for _ in range(5):  # the interpreter itself began after the call did, and is none of what the call started
+        session = either.shell()
+        turn = session.run("sleep 60", timeout_s=0.3)
+        assert (turn.status, turn.alive) == ("timeout", True)
+        assert session.run("echo well").output == b"well\n"
+
+
+def test_a_background_job_of_an_interrupted_command_is_spared(either):
+    session = either.shell()
+    turn = session.run("sleep 100 & sleep 60", timeout_s=0.3)
+    assert (turn.status, turn.alive) == ("timeout", True)
+    assert session.run("jobs -r | wc -l").output == b"1\n"
+
+
 def test_a_zero_byte_is_no_command(either):
     turn = either.shell().run("echo a\0b")
     assert turn.code == 2
