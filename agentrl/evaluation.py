@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from agentrl.progress import Progress
     from agentrl.records import Group
 
+WAVES = 2
+"""Rollouts in flight for each of the engine's slots: one that samples and one that waits, for its turn or for its environment."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalResult:
@@ -55,13 +58,17 @@ class _Collector:
 
     Args:
         dispatches: what to play.
+        most: tasks out at a time: what an engine is asked for waits there for its turn, and the wait counts against engine.timeout_s.
         progress: is told the mean so far.
         keep: is given each group as it comes, and may raise.
         patience: once so many groups have come and not one could be scored, the rest is not waited for.
     """
 
-    def __init__(self, dispatches: list[Dispatch], progress: Progress, *, keep: Callable[[Group], None], patience: int) -> None:
+    def __init__(self, dispatches: list[Dispatch], progress: Progress, *, most: int, keep: Callable[[Group], None], patience: int) -> None:
         self._keep, self._patience = keep, patience
+        self._room = most
+        self.on_room: Callable[[], None] = lambda: None
+        """Called when one more may go out."""
         self._todo = dispatches[::-1]
         self._by_index = {dispatch.index: dispatch for dispatch in dispatches}
         self._progress = progress
@@ -72,10 +79,14 @@ class _Collector:
 
     def next_group(self) -> Dispatch | None:
         with self._changed:
-            return self._todo.pop() if self._todo else None
+            if not self._todo or self._room <= 0:
+                return None
+            self._room -= 1
+            return self._todo.pop()
 
     def played(self, group: Group) -> None:
         with self._changed:
+            self._room += 1
             self._groups[group.index] = group
             self._scores += [score for score in group.scores if score is not None]
             try:
@@ -87,9 +98,11 @@ class _Collector:
             mean = float(np.mean(self._scores)) if self._scores else float("nan")
             self._progress.step({"step": len(self._groups), "steps": len(self._by_index), "reward/mean": mean})
             self._changed.notify_all()
+        self.on_room()
 
     def lost(self, index: int) -> None:
         with self._changed:
+            self._room += 1
             self._todo.append(self._by_index[index])
 
     def failed(self, error: AgentRLError) -> None:
@@ -156,6 +169,7 @@ def evaluate(
         collector = _Collector(
             [Dispatch(index=index, task=task, version=Version()) for index, task in enumerate(tasks)],
             progress,
+            most=max(1, WAVES * config.engine.slots * (config.engine.launch.servers if config.engine.launch else 1) // samples),
             keep=partial(append_group, kept),
             patience=config.limits.window_groups,
         )
@@ -171,6 +185,7 @@ def evaluate(
             group_size=samples,
             seed=seed,
         )
+        collector.on_room = fleet.pump
         fleet.pump()
         groups = collector.wait(config.limits.wait_s)
     return summarize(groups, samples)

@@ -42,12 +42,35 @@ def collect(rewards, *, keep=lambda group: None, patience=64, num_tasks=4):
     """Play so many tasks with these rewards each."""
     task = Task.from_row("fake", {"prompt": "x"})
     dispatches = [Dispatch(index=index, task=task, version=Version()) for index in range(num_tasks)]
-    collector = _Collector(dispatches, Silent(), keep=keep, patience=patience)
+    collector = _Collector(dispatches, Silent(), most=num_tasks, keep=keep, patience=patience)
     while (dispatch := collector.next_group()) is not None:
         collector.played(make_group(dispatch.index, rewards))
         if patience <= len(collector._groups):
             break
     return collector.wait(1)
+
+
+def test_no_more_tasks_are_out_than_the_engine_has_room_for():
+    task = Task.from_row("fake", {"prompt": "x"})
+    dispatches = [Dispatch(index=index, task=task, version=Version()) for index in range(10)]
+    collector = _Collector(dispatches, Silent(), most=3, keep=lambda group: None, patience=64)
+    out: list[int] = []
+
+    def pump():
+        while (dispatch := collector.next_group()) is not None:
+            out.append(dispatch.index)
+
+    collector.on_room = pump
+    pump()
+    assert out == [0, 1, 2]
+    collector.lost(1)  # its process died: it goes out again, first
+    pump()
+    assert out == [0, 1, 2, 1]
+    for played in range(10):
+        collector.played(make_group(played, [1.0]))
+        assert len(out) - 1 == min(10, 4 + played)
+    assert sorted(set(out)) == list(range(10))
+    assert len(collector.wait(1)) == 10
 
 
 def test_every_group_is_kept_as_it_comes():
