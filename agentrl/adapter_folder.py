@@ -30,7 +30,9 @@ def read_adapter(folder: str) -> dict[str, Any]:
     """What `adapter_config.json` says; raises `ConfigError` for a folder that is no LoRA adapter, or one that cannot be trained here."""
     path = Path(folder)
     if not (path / CONFIG).is_file():
-        raise ConfigError(f"adapter {folder!r} is not a folder that peft wrote: it has no {CONFIG}; name the folder that holds that file")
+        inner = next((one for one in (path / "adapter", path / "model" / "adapter") if (one / CONFIG).is_file()), None)
+        cure = f"name {inner}, which has one" if inner else "name the folder that holds that file"
+        raise ConfigError(f"adapter {folder!r} is not a folder that peft wrote: it has no {CONFIG}; {cure}")
     try:
         found: Any = json.loads((path / CONFIG).read_text())
     except (OSError, ValueError) as error:

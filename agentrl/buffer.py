@@ -12,8 +12,9 @@ from collections import Counter, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from agentrl.dispositions import all_members, has_signal, member_dispositions
 from agentrl.errors import AgentRLError, RunCannotLearn
-from agentrl.records import Disposition, Group, Rollout, Task, Version
+from agentrl.records import Disposition, Group, Task, Version
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
@@ -101,7 +102,7 @@ class Buffer:
                 self._groups[group.index] = group
             else:  # the crash came between its two lines
                 gone.add(group.index)
-                self._log.dispose(group.index, _all_members(refused, len(group.rollouts)))
+                self._log.dispose(group.index, all_members(refused, len(group.rollouts)))
         finished = {index: group.dispatched.step for index, group in self._groups.items()}
         waiting = [index for index in range(next_index) if index not in gone and index not in finished]
         places_trained = state.step * self._admission.groups_per_step  # by today's steps: a resume may have changed their size
@@ -156,7 +157,7 @@ class Buffer:
             self._groups[group.index] = group
             return
         self._admission.give_back(group.index)
-        self._log.dispose(group.index, _all_members(refused, len(group.rollouts)))
+        self._log.dispose(group.index, all_members(refused, len(group.rollouts)))
         if refused == "filtered":
             self._filtered += 1
             self._filtered_in_a_row += 1
@@ -243,7 +244,7 @@ class Buffer:
         with self._changed:
             for index in self._admission.places:
                 group = self._groups.get(index)
-                self._log.dispose(index, _all_members("dropped", len(group.rollouts) if group else 1), at_end=True)
+                self._log.dispose(index, all_members("dropped", len(group.rollouts) if group else 1), at_end=True)
             self._log.sync()
 
     def fail(self, error: AgentRLError) -> None:
@@ -318,37 +319,3 @@ class Buffer:
             f"{len(self._groups)} groups are finished and {in_flight} in flight at version {self._admission.version}, "
             f"a step needs {self._admission.groups_per_step}" + "".join(f"; {text}" for text in [self._refused_so_far()] if text)
         )
-
-
-def has_signal(group: Group, needs: Needs) -> bool:
-    """Whether a comparison within the group says anything: two rewards differ, or a judge preferred one of two.
-
-    Rewards are the scores, or also what `needs` says that the objective makes them of.
-    """
-    scorable = [rollout for rollout in group.rollouts if rollout.score.scorable]
-    compared: list[object] = [rollout.score.value for rollout in scorable]
-    if needs.by_part:
-        compared = [(value, sorted(rollout.score.parts.items())) for value, rollout in zip(compared, scorable, strict=True)]
-    if needs.by_turn:
-        compared = [(value, rollout.own_rewards) for value, rollout in zip(compared, scorable, strict=True)]
-    differ = any(one != compared[0] for one in compared)
-    return differ or any(chance not in (None, 0.5) for chance in group.preferences)
-
-
-def member_dispositions(group: Group, needs: Needs) -> tuple[Disposition, ...]:
-    """What a step did with each member: unscorable ones never counted, the rest was trained.
-
-    Where the objective compares the members of a group, equal rewards gave no signal; neither does a rollout with nothing to train.
-    """
-    signal = needs.group_size < 2 or has_signal(group, needs)
-    return tuple(_disposition(rollout, signal=signal) for rollout in group.rollouts)
-
-
-def _all_members(disposition: Disposition, count: int) -> tuple[Disposition, ...]:
-    return (disposition,) * count
-
-
-def _disposition(rollout: Rollout, *, signal: bool) -> Disposition:
-    if not rollout.score.scorable:
-        return "unscorable"
-    return "trained" if signal and rollout.num_sampled else "no_signal"

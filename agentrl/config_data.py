@@ -31,6 +31,8 @@ class DataConfig(Config):
     """Further variables of the template; a row's own `chat_template_kwargs` go over them."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Columns to rename, theirs to ours: `{question: prompt}`; an empty name leaves a column out."""
+    step_separator: str = "\n"
+    """Behind each step of a stepwise row; the step's label belongs to its last token."""
     convert: Literal["language_modeling", "prompt_only", "prompt_completion", "preference", "unpaired_preference", "stepwise"] | None = None
     """Convert rows to this schema, which an objective does unasked only where nothing is lost: a preference to its chosen text, say."""
     streaming: bool = False

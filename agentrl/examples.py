@@ -14,11 +14,12 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-DataKind = Literal["supervised", "preference", "unpaired", "stepwise"]
+DataKind = Literal["supervised", "preference", "unpaired", "stepwise", "prompts"]
 """What an offline objective learns from.
 
-supervised: one text a row. preference: a chosen and a rejected text, and for TPO a third, the gold one. unpaired: one text with reward 1 or
-0. stepwise: one text with a label at the last token of each of its steps.
+supervised: one text a row. prompts: what one begins with, of which nothing is trained before somebody writes the rest. preference: a chosen
+and a rejected text, and for TPO a third, the gold one. unpaired: one text with reward 1 or 0. stepwise: one text with a label at the last
+token of each of its steps.
 """
 
 
@@ -68,6 +69,8 @@ class Example:
     """[trained] float32 nats for each text, where they were computed before."""
     teacher: str | None = None
     """Name of the one teacher that the row is for; None: all of them."""
+    ended: bool | None = None
+    """Of a row that a teacher wrote: with a token that ends a text, and not with the room. None: the dataset wrote it."""
     joined: bool = False
     """The texts are one packed sequence: one sample, whose rows do not see each other."""
 

@@ -15,6 +15,7 @@ from agentrl.session import resolve_model
 from agentrl.teacher_servers import scored, tutor_of
 from agentrl.teachers import with_teachers
 from agentrl.warm_start import warm_steps
+from agentrl.written_texts import author_of, with_author
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +55,7 @@ def follow(config: RunConfig, objective: objectives.Objective, options: objectiv
     learner = Learner(with_teachers(config, model_dir, resolve_model), objective, options, model_dir)
     needs = objective.needs(options)
     further = further_examples(config, objective.data, needs, load_tokenizer(model_dir), model_dir)
-    learner.further = scored(further, tutor_of(config, needs))
+    learner.further = scored(with_author(further, author_of(config, learner)), tutor_of(config, needs))
     saved = None
     if checkpoint is not None:
         learner.load(checkpoint)

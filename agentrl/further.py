@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from agentrl.written_texts import trained_kind
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -47,7 +49,7 @@ def further_examples(
     from agentrl.data.limits import limits_of
     from agentrl.data.prepare import prepare
 
-    rows = prepare(config, kind, tokenizer, "train", say=say, **limits_of(model_dir))
+    rows = prepare(config, trained_kind(kind, needs), tokenizer, "train", say=say, **limits_of(model_dir))
     trained = [row for row in range(len(rows)) if len(rows) < HELD_OUT or row % HELD_OUT]
     count = examples_of_a_step(config.groups_per_step * config.group_size, needs.own_share)
 

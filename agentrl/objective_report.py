@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from agentrl.examples import DataKind
     from agentrl.objectives import Needs, Objective
-    from agentrl.objectives.base import Teacher
+    from agentrl.objectives.needs import Teacher
 
 Facts = dict[str, Any]
 """What `--json` prints."""

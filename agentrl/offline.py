@@ -45,6 +45,7 @@ def train_offline(config: RunConfig, folder: RunFolder, progress: Progress, inte
         run = assembled(config, folder, progress, interrupt, resuming=resuming)
         run.pusher = pusher
         if run.learner.step >= run.config.num_steps:
-            progress.message(f"the run has done its {run.learner.step} steps already; for more: --set steps=N")
+            key = "steps" if config.steps == run.config.steps else "epochs"
+            progress.message(f"the run has done its {run.learner.step} steps already; for more: --set {key}=N")
         interrupted = learn_and_save(run)
     return RunResult(folder=folder.path, steps=int(run.last.get("step", run.learner.step)), interrupted=interrupted, last=run.last)

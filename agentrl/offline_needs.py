@@ -63,7 +63,7 @@ def mistakes_of_offline(config: RunConfig, needs: Needs, name: str) -> Iterator[
         yield ("dataset",), f"objective {name!r} learns from a dataset: set `dataset` to a file, a folder or a Hub name"
     if config.dataset is not None and config.datasets:
         yield ("datasets",), "`dataset` and `datasets` are both set: remove one of them"
-    if config.sampling.temperature != 1:
+    if config.sampling.temperature != 1 and not (needs.teacher is not None and needs.teacher.writes):
         own = [f"objective.{key}" for key in objectives.get(name).config.model_fields if key.endswith("temperature")]
         cure = f"remove it; the divergence has its own in {' and '.join(own)}" if own else "remove it"
         yield (

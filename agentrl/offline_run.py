@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agentrl.finishing import push_at_end, push_while_training, pushes_after, write_model
 from agentrl.run_folder import RunFolder, RunState
@@ -47,6 +47,8 @@ class OfflineRun:
     lineage: int = 0
     fingerprint: str = ""
     """Of the rows that are trained."""
+    order: dict[str, Any] = field(default_factory=dict)
+    """What chose the order of these rows, key by key."""
     last: dict[str, float] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
     """Of the last evaluation."""
@@ -158,6 +160,7 @@ class OfflineRun:
                 selection=self.selection,
                 data=self.fingerprint,
                 stream=self.batches.place_of(step),
+                order=self.order,
             )
             with self.folder.writing_checkpoint(state) as draft:
                 self.learner.save(draft)
@@ -210,6 +213,9 @@ def learn_and_save(run: OfflineRun) -> bool:
     """Learn to the end, or to an interruption; the learner's state is on disk after it. Returns whether it was interrupted."""
     interrupted = run.learn()
     step = run.learner.step
+    if interrupted and step == 0:  # a checkpoint of nothing would only keep the same command from being given again
+        run.progress.message("interrupted before the first step: there is nothing to keep, and the same command starts the run again")
+        return True
     if not interrupted and (run.selection is None or run.selection.judged_step != step):
         run.evaluate()
     run.checkpoint()

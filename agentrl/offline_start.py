@@ -6,22 +6,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agentrl import objectives, runfile
+from agentrl.cores import cpu_share
 from agentrl.density_ratio import weigh
 from agentrl.errors import ConfigError
-from agentrl.offline_batches import ShuffledBatches, planned_steps
+from agentrl.offline_batches import START, Begun, ShuffledBatches, batch_of, planned_steps
 from agentrl.offline_run import OfflineRun, evaluated
 from agentrl.reference_cache import compute, is_kept, read
 from agentrl.restore import load_checkpoint
 from agentrl.rollout.tokenizer import load_tokenizer
 from agentrl.selection import resumed, selection
-from agentrl.session import cpu_share, resolve_model
+from agentrl.session import resolve_model
 from agentrl.teacher_servers import TaughtBatches, check_served, taught, tutor_of
 from agentrl.teachers import with_teachers
 from agentrl.text_samples import openings
+from agentrl.written_texts import WrittenBatches, author_of, trained_kind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
+    from typing import Any
 
     from transformers import PreTrainedTokenizerBase
 
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from agentrl.data.streamed import StreamedBatches
     from agentrl.interrupt import Interrupt
     from agentrl.learner import Learner
+    from agentrl.objectives.base import Objective
     from agentrl.offline_batches import Batches, Examples
     from agentrl.progress import Progress
     from agentrl.run_folder import RunFolder, RunState
@@ -46,6 +50,8 @@ class _Rows:
     steps: int
     last: int | None
     """Examples of the whole run; None for as many as its steps take."""
+    batch_size: int
+    """Examples of a step."""
 
 
 def assembled(config: RunConfig, folder: RunFolder, progress: Progress, interrupt: Interrupt, *, resuming: bool) -> OfflineRun:
@@ -54,15 +60,18 @@ def assembled(config: RunConfig, folder: RunFolder, progress: Progress, interrup
     Raises `ConfigError` for rows, models or settings that do not fit, `CheckpointError` for a checkpoint that does not read back.
     """
     progress.waiting("the dataset")
+    given = config
     with interrupt.waiting():  # there is nothing to save yet
+        restored = folder.latest_checkpoint() if resuming else None
+        at = None if restored is None else folder.read_state(restored)
+        if restored is not None and at is not None:
+            check_order(folder, restored, at.order, order_of(config))
         model_dir = resolve_model(config.model)
         tokenizer = load_tokenizer(model_dir)
-        rows = _read(config, model_dir, tokenizer, progress)
+        rows = _read(config, model_dir, tokenizer, progress, begun_of(at, config))
         config = config.model_copy(update={"steps": rows.steps})
         progress.waiting("the model")
         learner, splits = _learner(config, model_dir, rows.splits, folder, progress)
-        restored = folder.latest_checkpoint() if resuming else None
-        at = None if restored is None else folder.read_state(restored)
         if resuming:
             folder.cut_metrics(0 if at is None else at.step)
         if restored is not None:
@@ -72,36 +81,62 @@ def assembled(config: RunConfig, folder: RunFolder, progress: Progress, interrup
             splits = scored_by_reference(folder, splits, learner, progress)
     batches, held_out = _batches(config, rows, splits, learner, tokenizer, at)
     run = OfflineRun(config, folder, learner, tokenizer, batches, held_out, rows.data.counts, progress, interrupt)
-    run.fingerprint, run.schema = rows.data.fingerprint, rows.data.schema
+    run.fingerprint, run.schema, run.order = rows.data.fingerprint, rows.data.schema, order_of(config)
     if at is not None:
         run.lineage, run.saved = at.lineage + 1, learner.step
     if held_out is not None:
         run.selection = resumed(_selection(config, learner, held_out), None if at is None else at.selection)
         run.prompts = openings(held_out, config.evaluation.samples)
     if run.writes:
-        folder.keep_config(runfile.dump(config))
+        folder.keep_config(runfile.dump(given))  # without the steps that epochs come to: a resume may change what they follow from
     return run
 
 
-def _read(config: RunConfig, model_dir: str, tokenizer: PreTrainedTokenizerBase, progress: Progress) -> _Rows:
+def _read(config: RunConfig, model_dir: str, tokenizer: PreTrainedTokenizerBase, progress: Progress, begun: Begun) -> _Rows:
     """Read and tokenize all rows, or open the stream of them."""
     from agentrl.data.limits import limits_of
     from agentrl.data.prepare import prepare
     from agentrl.data.streamed import StreamedBatches
 
-    kind = objectives.get(config.objective["name"]).data
+    objective = objectives.get(config.objective["name"])
+    kind = objective.data
     assert kind is not None, "an offline run has an objective that learns from data"
+    trained = trained_kind(kind, objective.needs(objectives.validate(config.objective)))
     limits = limits_of(model_dir)
     splits: dict[str, Examples] = {}
     if config.data.streaming:
-        data: Prepared | StreamedBatches = StreamedBatches(config, kind, tokenizer, say=progress.message, **limits)
-        steps, last = config.num_steps, None
+        data: Prepared | StreamedBatches = StreamedBatches(config, trained, tokenizer, say=progress.message, **limits)
+        steps, last, batch_size = config.num_steps, None, config.batch_size
     else:
-        splits["train"] = data = prepare(config, kind, tokenizer, "train", say=progress.message, **limits)
-        steps, last = planned_steps(config, len(data.order(None, 0)))
+        splits["train"] = data = prepare(config, trained, tokenizer, "train", say=progress.message, **limits)
+        for name in idle_columns(objective, (name for part in data.parts for name in part.part_names)):
+            progress.message(f"the rows have a column `{name}`, which objective {objective.name!r} does not read: it changes nothing")
+        num_examples = len(data.order(None, 0))
+        steps, last = planned_steps(config, num_examples, begun)
+        batch_size = _fitting(config, num_examples, progress)
     if config.eval_dataset is not None or config.data.eval_rows:
         splits["eval"] = prepare(config, kind, tokenizer, "eval", say=progress.message, **limits)
-    return _Rows(data=data, splits=splits, steps=steps, last=last)
+    return _Rows(data=data, splits=splits, steps=steps, last=last, batch_size=batch_size)
+
+
+def idle_columns(objective: Objective, part_names: Iterable[str]) -> list[str]:
+    """The columns of numbers that rows have and that an objective does not read, which somebody may have expected to count."""
+    from agentrl.data.encode import NUMBERS
+
+    there = set(part_names)
+    return [name for name in NUMBERS if name in there and name not in objective.reads]
+
+
+def _fitting(config: RunConfig, num_examples: int, progress: Progress) -> int:
+    """Examples of a step, told where they are fewer than was asked for. Raises `ConfigError` where the objective needs more."""
+    size = batch_of(config, num_examples)
+    found = f"`batch_size` is {config.batch_size}, and the dataset has {num_examples} example{'' if num_examples == 1 else 's'}"
+    if size < 2 and objectives.get(config.objective["name"]).needs(objectives.validate(config.objective)).mixes_rows:
+        name = config.objective["name"]
+        raise ConfigError(f"{found}: objective {name!r} reads each prompt with another row's completion, so give it 2 or more")
+    if size < config.batch_size:
+        progress.message(f"{found}: each step trains all of them, once")
+    return size
 
 
 def _learner(
@@ -142,7 +177,11 @@ def _batches(
         if at is not None and at.stream is not None:
             rows.data.go_on(at.step, at.stream)
     else:
-        batches = ShuffledBatches(splits["train"], batch_size=config.batch_size, seed=seed, last=rows.last)
+        train, begun = splits["train"], begun_of(at, config)
+        batches = ShuffledBatches(train, batch_size=rows.batch_size, seed=seed, last=rows.last, begun=begun)
+    author = author_of(config, learner)
+    if author is not None:
+        batches = WrittenBatches(batches, author)
     held_out = splits.get("eval")
     tutor = tutor_of(config, learner.models.needs)
     if tutor is not None:
@@ -171,6 +210,46 @@ def scored_by_reference(folder: RunFolder, splits: Mapping[str, Examples], learn
     learner.accelerator.wait_for_everyone()
     learner.forget_reference()
     return {name: read(folder.reference, name, rows) for name, rows in splits.items()}
+
+
+def begun_of(at: RunState | None, config: RunConfig) -> Begun:
+    """What the steps before a checkpoint trained, of rows that are not streamed."""
+    if at is None or config.data.streaming:
+        return START
+    return Begun(at.step, at.step * config.batch_size if at.stream is None else at.stream["taken"])  # None in those of older versions
+
+
+def order_of(config: RunConfig) -> dict[str, Any]:
+    """The keys of a run file that choose the order of the same rows, with their values."""
+    order: dict[str, Any] = {"data.streaming": config.data.streaming, "data.shuffle": config.data.shuffle}
+    if config.data.shuffle:
+        order["seed"] = config.seed
+    if config.datasets:
+        order["datasets"] = [one.weight for one in config.datasets]
+    return order
+
+
+def check_order(folder: RunFolder, checkpoint: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` where a resumed run would train rows in another order than it began with, some twice and others never.
+
+    Args:
+        folder: of the run.
+        checkpoint: that it goes on from.
+        before: `order_of` the run file that it was written under; nothing in those of older versions.
+        now: that of today's.
+    """
+    changed = [name for name in now if name in before and before[name] != now[name]]
+    if changed:
+        said = " and ".join(f"`{name}` was {_shown(before[name])} and is {_shown(now[name])}" for name in changed)
+        raise ConfigError(
+            f"{said}: that changes the order in which rows are trained, and the run in {folder.path} is in the midst of it (checkpoint "
+            f"{checkpoint.name}); some rows would be trained twice and others never. Put it back as it was, or start a new run with model "
+            "set to this one's weights. What may change on a resume: steps, epochs, batch_size, and whatever else chooses no rows"
+        )
+
+
+def _shown(value: Any) -> str:
+    return f"weights {value}" if isinstance(value, list) else str(value).lower()
 
 
 def check_data(folder: RunFolder, checkpoint: Path, fingerprint: str) -> None:

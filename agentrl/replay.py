@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agentrl.buffer import has_signal
+from agentrl.dispositions import has_signal
 from agentrl.objectives.advantages import STD_EPS, deviations, sample_std
 from agentrl.run_folder import ReplayEntry
 

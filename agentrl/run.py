@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agentrl import objectives, runfile
+from agentrl.cores import cpu_share, spare_cores
 from agentrl.curriculum import Curriculum
 from agentrl.engines.vllm_setup import PROBED_TEXT, Adapter
 from agentrl.errors import AgentRLError, CheckpointError, ConfigError, LearnerDiverged, PublishError, RunCannotLearn
@@ -34,11 +35,12 @@ from agentrl.records import SamplingContract, Version
 from agentrl.restore import load_checkpoint, open_buffer, open_replay
 from agentrl.rollout.tokenizer import load_tokenizer
 from agentrl.run_folder import RunFolder, RunResult, RunState, new_folder, read_metrics
-from agentrl.session import Session, cpu_share, resolve_model, spare_cores
+from agentrl.session import Session, resolve_model
 from agentrl.tasks import TaskSource
 from agentrl.teacher_servers import check_served, scored, teaching_of, tutor_of
 from agentrl.teachers import with_teachers
 from agentrl.warm_start import read_warm_start, warm_up
+from agentrl.written_texts import author_of, with_author
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -309,7 +311,7 @@ def _train(
         learner = Learner(taught, objective, objective_config, session.model_dir, threads=threads, spare_threads=spare)
         tokenizer = load_tokenizer(session.model_dir)
         further = further_examples(config, objective.data, needs, tokenizer, session.model_dir, say=progress.message)
-        learner.further = scored(further, tutor_of(config, needs))
+        learner.further = scored(with_author(further, author_of(config, learner)), tutor_of(config, needs))
         check_served(config, needs, tokenizer)
         if restored is not None:
             load_checkpoint(learner, folder, restored)

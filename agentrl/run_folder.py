@@ -22,7 +22,7 @@ import json
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,9 @@ class RunState:
     data: str = ""
     """Fingerprint of the rows that an offline run trains on."""
     stream: dict[str, Any] | None = None
-    """Where its data goes on, where it is streamed."""
+    """Where its data goes on."""
+    order: dict[str, Any] = field(default_factory=dict)
+    """What chose the order of its rows, key by key."""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -103,7 +105,7 @@ class RunFolder:
         self._lock: int | None = None
 
     def create(self, config_text: str) -> None:
-        """Start a new run here. Raises `ConfigError` where one already is; one that ended before its first rollout is written over."""
+        """Start a new run here, over one that ended before its first rollout or step. Raises `ConfigError` where any other is."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._acquire()
@@ -123,7 +125,8 @@ class RunFolder:
 
     def has_begun(self) -> bool:
         """Whether there is something here that must not be written over."""
-        return any(path.stat().st_size for path in self.rollouts.glob("groups-*.jsonl")) or bool(self._complete_checkpoints())
+        logs = [*self.rollouts.glob("groups-*.jsonl"), self.metrics_file]  # steps without a checkpoint: new ones would be mixed with them
+        return any(path.stat().st_size for path in logs if path.exists()) or bool(self._complete_checkpoints())
 
     def reopen(self) -> None:
         """Go on with a run. Raises `ConfigError` where there is none, or where another process has it."""
@@ -220,7 +223,7 @@ class RunFolder:
             raise CheckpointError(
                 f"cannot write the checkpoint of step {state.step} to {final}: {error.__cause__ or error}; "
                 f"free some space and run `agentrl train --resume {self.path}`: it goes on from "
-                f"{self.latest_checkpoint() or 'the start'}, and finished rollouts are not lost"
+                f"{self.latest_checkpoint() or 'the start'}{', and finished rollouts are not lost' if self.rollouts.exists() else ''}"
             ) from error
 
     @contextlib.contextmanager

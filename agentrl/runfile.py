@@ -133,7 +133,8 @@ def _resolve(config: RunConfig) -> tuple[RunConfig, dict[Key, str]]:
         objective = objectives.get(name)
         options = objective.config.model_validate_json(json.dumps(config.objective), strict=True)
     except ConfigError as error:
-        return config, dict(_mistakes_of_source(config)) | {("objective", "name"): str(error)}
+        # nobody knows whether it learns from rewards
+        return config, dict(_mistakes_of_source(config, rewards=False)) | {("objective", "name"): str(error)}
     except ValidationError as error:
         known = [f"objective.{key}" for key in known_keys(objective.config)] + known_keys(RunConfig)
         source = {} if objective.data is not None else dict(_mistakes_of_source(config))

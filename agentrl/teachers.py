@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from agentrl.config import RunConfig
     from agentrl.objectives import Needs
-    from agentrl.objectives.base import Teacher
+    from agentrl.objectives.needs import Teacher
 
 PROBES = (
     "The quick brown fox, 12345.67 + 8 = ?\n\tdef f(x): return x ** 2  # done",
@@ -42,6 +42,26 @@ def mistakes_of_teachers(config: RunConfig, needs: Needs, name: str) -> Iterator
         yield ("teacher",), f"objective {name!r} learns {what}: remove `teacher`, or take gkd or opd"
     if others and needs.teacher is not None:
         yield from _mistakes_of_served(config, needs.teacher, name)
+        if needs.teacher.writes:
+            yield from _mistakes_of_writing(config)
+
+
+def _mistakes_of_writing(config: RunConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What is wrong where the teacher writes the texts."""
+    if len(config.teacher) > 1:
+        yield ("teacher",), f"`objective.seq_kd` lets the teacher write the texts, and there are {len(config.teacher)}: name one"
+    if any(one.servers for one in config.teacher):
+        yield (
+            ("teacher",),
+            "`objective.seq_kd` has the teacher write in process, and `teacher.servers` is set: leave servers out and load it beside the "
+            "policy, or have it play the prompts in a run of its own and train on `dataset: rollouts:RUN`",
+        )
+    if config.data.packing != "none":
+        yield (
+            ("data", "packing"),
+            f"`data.packing` is {config.data.packing}, and `objective.seq_kd` has texts that are not written before their step: set "
+            "data.packing=none",
+        )
 
 
 def _mistakes_of_served(config: RunConfig, asked: Teacher, name: str) -> Iterator[tuple[tuple[str, ...], str]]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agentrl.buffer import has_signal
+from agentrl.dispositions import has_signal
 from agentrl.errors import ConfigError, LearnerDiverged
 from agentrl.imitation import imitated
 from agentrl.objectives.sft import IMITATION

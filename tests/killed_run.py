@@ -1,4 +1,7 @@
-"""Run by `test_offline_resume.py`: an offline run whose process is killed a moment after a step, `FILE STEP SECONDS`, or never, `FILE`."""
+"""Run by `test_offline_resume.py`: an offline run whose process is killed a moment after a step, `FILE STEP SECONDS`, or never, `FILE`.
+
+At the latest it is killed at its last step, before it leaves a model: the steps may be much quicker than those that the moment is from.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from agentrl.run import train
 
 
 class KilledAfter(SilentProgress):
-    """Ends this process with SIGKILL, in whatever it does by then."""
+    """Ends this process with SIGKILL, in whatever it does by then; two steps later at the latest, lest the run is over before."""
 
     def __init__(self, step: int, delay_s: float) -> None:
         super().__init__()
@@ -22,8 +25,12 @@ class KilledAfter(SilentProgress):
 
     def step(self, metrics: dict[str, float]) -> None:
         """Set the clock at the step."""
+        if metrics["step"] == metrics["steps"] and self._step >= 0:
+            os.kill(os.getpid(), signal.SIGKILL)
         if metrics["step"] == self._step:
             threading.Timer(self._delay_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        elif 0 <= self._step <= metrics["step"] - 2:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

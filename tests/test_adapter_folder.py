@@ -66,6 +66,9 @@ def test_other_settings_than_those_of_the_adapter_are_refused(tmp_path, options,
 def test_a_folder_that_is_no_adapter_says_what_is_missing(tmp_path):
     with pytest.raises(ConfigError, match=r"has no adapter_config\.json"):
         settled(LoraConfig(adapter=str(tmp_path)))
+    write(tmp_path / "adapter")  # as a run's model/ has it, whose own weights are merged
+    with pytest.raises(ConfigError, match=rf"has no adapter_config\.json; name {re.escape(str(tmp_path))}/adapter, which has one"):
+        settled(LoraConfig(adapter=str(tmp_path)))
     (tmp_path / adapter_folder.CONFIG).write_text("{")
     with pytest.raises(ConfigError, match=r"adapter_config\.json does not read: "):
         settled(LoraConfig(adapter=str(tmp_path)))

@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentrl.admission import Admission
-from agentrl.buffer import Buffer, has_signal, member_dispositions
+from agentrl.buffer import Buffer
 from agentrl.config import LimitsConfig
 from agentrl.curriculum import Curriculum
+from agentrl.dispositions import has_signal, member_dispositions
 from agentrl.errors import RunCannotLearn, SamplerUnavailable
 from agentrl.objectives import Needs, get, validate
 from agentrl.records import SamplingContract, Score, TokenSpan, Turn
@@ -33,7 +34,7 @@ def make_buffer(folder, *, groups_per_step=2, eta=0, lineage=0, limits=None, nee
         Admission(groups_per_step=groups_per_step, max_staleness=eta, **admission),
         Curriculum(TaskSource("fake", ROWS, seed=0)),
         RolloutLog(folder, lineage),
-        limits or LimitsConfig(wait_s=5),
+        limits or LimitsConfig(wait_s=60),
         lineage=lineage,
         needs=needs or Needs(group_size=2),
     )
@@ -56,7 +57,7 @@ def test_a_step_wakes_the_generators_and_a_group_wakes_the_learner(tmp_path):
     learner = threading.Thread(target=lambda: taken.append(buffer.take()))
     learner.start()
     assert play(buffer) == [0, 1]
-    learner.join(5)
+    learner.join(60)
     assert [group.index for group in taken[0]] == [0, 1]
     assert buffer.dispatch() is None
     opened.clear()
@@ -121,7 +122,7 @@ def test_a_dead_process_wakes_the_learner_at_once(tmp_path):
     learner = threading.Thread(target=wait)
     learner.start()
     buffer.fail(SamplerUnavailable("the engine died"))
-    learner.join(5)
+    learner.join(60)
     assert str(caught[0]) == "the engine died"
     assert buffer.dispatch() is None
 
@@ -143,7 +144,7 @@ def test_requeue_cancels_what_keeps_a_full_step_waiting(tmp_path):
     third = buffer.dispatch()
     buffer.finished(make_group(third.index, [1.0, 0.0], task=third.task, step=1))
     assert [group.index for group in buffer.take()] == [third.index]
-    assert done.wait(5)
+    assert done.wait(60)
     assert cancelled == [slow.index]
     assert buffer.counts().requeued == 1
 
@@ -199,11 +200,11 @@ def play_scores(buffer, scores, *, most=1000):
 SCORES = st.lists(st.sampled_from([(1.0, 0.0), (0.5, 0.5), (None, 1.0), (0.0, 2.0, 0.0), (1.0, None, 1.0), (3.0, None, 1.0)]), max_size=12)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(first=SCORES, groups_per_step=st.integers(1, 3), eta=st.integers(0, 2), order=st.sampled_from(["dispatch", "finished"]))
 def test_dynamic_sampling_trains_full_steps_of_groups_that_differ(tmp_path, first, groups_per_step, eta, order):
     folder = Path(tempfile.mkdtemp(dir=tmp_path))
-    limits = LimitsConfig(wait_s=5, max_unscorable_share=1)
+    limits = LimitsConfig(wait_s=60, max_unscorable_share=1)
     buffer = make_buffer(folder, groups_per_step=groups_per_step, eta=eta, limits=limits, needs=SIGNAL, order=order)
     scores, played, trained = iter([*first, *[(1.0, 0.0)] * 100]), [], []
     for step in range(3):
@@ -267,7 +268,7 @@ def test_what_a_judge_preferred_is_a_signal(tmp_path):
 
 
 def test_a_run_in_which_no_rewards_differ_stops_and_says_so(tmp_path):
-    buffer = make_buffer(tmp_path, groups_per_step=1, limits=LimitsConfig(wait_s=5, max_filtered_groups=5), needs=SIGNAL)
+    buffer = make_buffer(tmp_path, groups_per_step=1, limits=LimitsConfig(wait_s=60, max_filtered_groups=5), needs=SIGNAL)
     scores = [(0.25, 0.25)] * 4 + [(1.0, 0.0)]
     play_scores(buffer, iter(scores), most=5)
     buffer.trained(buffer.take())  # one that differs begins the row anew

@@ -10,11 +10,24 @@ PUBLIC = {"environment", "errors", "gold_audit", "llm", "records", "registry", "
 """What an environment or a reward may use: the same that a user's own may."""
 SECTIONS = {"config_base", "config_data", "config_engine", "config_learner"}
 """Of a run file, beside `config`, which puts them together."""
-BASE = {"checksum", "config", *SECTIONS, "config_errors", "errors", "examples", "adapter_folder", "records", "teacher_prompt", "wire"}
+BASE = {
+    "checksum",
+    "config",
+    *SECTIONS,
+    "config_errors",
+    "errors",
+    "examples",
+    "adapter_folder",
+    "records",
+    "rows",
+    "teacher_prompt",
+    "wire",
+}
 ALLOWED = {
     "errors": set(),
     "gold_audit": {"errors"},
     "records": set(),
+    "rows": {"records"},
     **{section: {"config_base", "errors"} for section in SECTIONS},
     "config": {*SECTIONS, "errors"},
     "examples": set(),

@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from learner_fakes import tiny_model
 from safetensors.torch import load_file
 from test_run import Silent
 
 from agentrl import runfile
+from agentrl.quickstart.tokenizer import build_tokenizer
 from agentrl.run import train
 from agentrl.run_folder import read_metrics
 
@@ -50,9 +52,24 @@ def rows(tmp_path_factory):
     draw, folder = random.Random(0), tmp_path_factory.mktemp("rows")
     supervised = [{"prompt": text(draw, 3), "completion": " " + text(draw, 5)} for _ in range(ROWS)]
     pairs = [{"prompt": text(draw, 3), "chosen": " " + text(draw, 5), "rejected": " " + text(draw, 5)} for _ in range(ROWS)]
-    for name, content in (("sft", supervised), ("dpo", pairs)):
+    unpaired = [row | {"label": draw.random() < 0.5} for row in supervised]
+    steps = [[text(draw, 4) for _ in range(draw.randint(1, 4))] for _ in range(ROWS)]
+    stepwise = [{"prompt": text(draw, 3), "completions": one, "labels": [draw.random() < 0.5 for _ in one]} for one in steps]
+    prompts = [{"prompt": row["prompt"]} for row in supervised]
+    files = {"sft": supervised, "gold": supervised, "gkd": prompts, "dpo": pairs, "kto": unpaired, "process_reward_model": stepwise}
+    for name, content in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
     return folder
+
+
+@pytest.fixture(scope="module")
+def foreign_teacher(tmp_path_factory):
+    """A model whose tokenizer has other words than the quickstart model's."""
+    folder = tmp_path_factory.mktemp("foreign")
+    tokenizer = build_tokenizer([" ".join(WORDS)], vocabulary=300)
+    tiny_model(folder, vocab_size=len(tokenizer))
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +96,12 @@ def config_of(objective, rows, output, *, learner=None, data=None, epochs=3, **r
         }
         | rest
     )
+
+
+def setting(name, foreign_teacher):
+    """Objective and options, with a teacher where the objective has one."""
+    objective, options = SETTINGS[name]
+    return objective, options | ({"teacher": foreign_teacher} if name == "gold" else {})
 
 
 def run(config, *, resume=False, killed_at=None):
@@ -123,15 +146,19 @@ SETTINGS = {
     "dpo_lora": (DPO, {"learner": {"lora": {"rank": 4}}}),
     "dpo_dora_ema": (DPO, {"learner": {"lora": {"rank": 4, "variant": "dora"}, "ema": {"decay": 0.8, "every": 2}}}),
     "dpo_moving_reference": (DPO, {"learner": {"reference_sync": {"every": 2, "rate": 0.5}, "ema": BEMA}}),
+    "kto": ("kto", {}),
+    "process_reward_model": ("process_reward_model", {}),
+    "gold": ({"name": "gold", "crossentropy_weight": 0.5}, {}),
+    "gkd_written": ({"name": "gkd", "seq_kd": True}, {"teacher": "quickstart", "sampling": {"max_tokens": 6, "temperature": 1.3}}),
 }
 """Objective and options by name."""
 QUICK = ("sft", "sft_streamed", "sft_dora_packed_bema", "dpo_lora", "dpo_moving_reference")
 
 
 @pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in SETTINGS])
-def test_a_killed_run_goes_on_to_the_very_same_parameters(name, rows, tmp_path):
+def test_a_killed_run_goes_on_to_the_very_same_parameters(name, rows, foreign_teacher, tmp_path):
     """Over the ends of epochs; killed at a step drawn anew each time, twice."""
-    objective, options = SETTINGS[name]
+    objective, options = setting(name, foreign_teacher)
     whole, cut = (config_of(objective, rows, tmp_path / part, **options) for part in ("whole", "cut"))
     run(whole)
     steps = len(read_metrics(tmp_path / "whole"))
@@ -185,10 +212,10 @@ def test_a_moving_reference_moves_in_an_offline_run(rows, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sft_dora_packed_bema", "dpo_moving_reference"])
-def test_a_process_that_was_killed_at_a_random_moment_is_resumed(name, rows, tmp_path):
+@pytest.mark.parametrize("name", ["sft_dora_packed_bema", "dpo_moving_reference", "kto", "process_reward_model", "gold", "gkd_written"])
+def test_a_process_that_was_killed_at_a_random_moment_is_resumed(name, rows, foreign_teacher, tmp_path):
     """SIGKILL, a random while after a random step: in a step, between two, or in the writing of a checkpoint."""
-    objective, options = SETTINGS[name]
+    objective, options = setting(name, foreign_teacher)
     whole, cut = (config_of(objective, rows, tmp_path / part, **options) for part in ("whole", "cut"))
     run(whole)
     metrics = read_metrics(tmp_path / "whole")

@@ -49,10 +49,12 @@ def test_a_run_that_ended_before_its_first_rollout_is_written_over(folder):
     assert folder.config_file.read_text() == "second\n"
 
 
-@pytest.mark.parametrize("begin", ["rollouts", "checkpoint"])
+@pytest.mark.parametrize("begin", ["rollouts", "steps", "checkpoint"])
 def test_a_run_that_has_begun_is_not_written_over(folder, begin):
     if begin == "checkpoint":
         write_checkpoint(folder, 1)
+    elif begin == "steps":
+        folder.log_metrics({"step": 1})
     else:
         folder.rollouts.mkdir()
         (folder.rollouts / "groups-000.jsonl").write_text("{}\n")

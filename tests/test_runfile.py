@@ -329,6 +329,14 @@ def test_a_wrong_flag_is_named():
         runfile.load(None, flags={**FLAGS, "objective": "grp"})
 
 
+def test_an_unknown_objective_beside_a_dataset_is_all_that_is_told():
+    """Nobody knows whether it would learn from rewards."""
+    with pytest.raises(ConfigError) as caught:
+        runfile.load(None, flags={"model": "m", "dataset": "d.jsonl", "objective": "sftt"})
+    assert str(caught.value).startswith("--objective: no objective is called 'sftt'; did you mean 'sft'?")
+    assert "rewards" not in str(caught.value)
+
+
 def test_python_values_make_the_same_config():
     values = {"model": Path("m"), "env": "e", "learner": {"betas": (0.9, 0.99), "lr": 1e-3}}
     assert runfile.from_mapping(values) == runfile.load(None, ["learner.lr=1e-3"], FLAGS)

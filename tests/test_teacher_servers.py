@@ -77,11 +77,11 @@ def example(where: str, *lengths: int, teacher: str | None = None) -> Example:
     return Example(where=where, texts=tuple(texts), rewards=(0.0,) * len(texts), teacher=teacher)
 
 
-def tutor(*servers: fakes.FakeTeacher, top_k: int = 0) -> Tutor:
+def tutor(*servers: fakes.FakeTeacher, top_k: int = 0, timeout_s: float = 60.0) -> Tutor:
     names = ("teacher", "second")
     teaching = {
         "places": tuple(
-            TeacherPlace(name=name, servers=(one.url,), weight=1.0, timeout_s=0.2, api_key_env="NONE")
+            TeacherPlace(name=name, servers=(one.url,), weight=1.0, timeout_s=timeout_s, api_key_env="NONE")
             for name, one in zip(names, servers, strict=False)
         ),
         "top_k": top_k,
@@ -123,7 +123,7 @@ def test_a_text_that_the_teacher_cannot_hold_is_told_by_its_row() -> None:
 
 def test_a_server_that_is_down_is_told_once_its_time_is_over() -> None:
     with pytest.raises(SamplerUnavailable, match="no server of the teacher scored"):
-        tutor(fakes.FakeTeacher(URL, turn_s=0.0, fault=lambda call: fakes.lost(URL))).taught([example("a", 5)])
+        tutor(fakes.FakeTeacher(URL, turn_s=0.0, fault=lambda call: fakes.lost(URL)), timeout_s=0.2).taught([example("a", 5)])
 
 
 class Plain:

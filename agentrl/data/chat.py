@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from agentrl.data.differences import common_length, span_by_difference
@@ -20,7 +20,7 @@ from agentrl.data.message_rules import says_something
 from agentrl.data.openings import Opening
 from agentrl.data.tokens import Draft
 from agentrl.errors import ConfigError, EnvironmentFailure
-from agentrl.rollout.render import Renderer
+from agentrl.rollout.render import CUT, Renderer, alternatives, defused
 from agentrl.rollout.tool_detect import caller_of
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ class Chat:
         self._marked: dict[str, MarkedTemplate | None] = {}
         self._openings: dict[tuple[str, bool, str], Opening] = {}
         self._has_template = bool(tokenizer.chat_template)
+        self._control = alternatives(self._special)
+        self._turns = alternatives(self._turn_tokens()) if self._has_template else None
         self._developer = self._has_template and _ASKED in self._template.tried([{"role": "developer", "content": _ASKED}, _asks()])
         blocks = [{"role": "user", "content": [{"type": "text", "text": _ASKED}]}]
         self._blocks = self._has_template and "'text'" not in (shown := self._template.tried(blocks)) and _ASKED in shown
@@ -100,16 +102,16 @@ class Chat:
             RowFault: where the template refuses the messages, or does not show what the assistant says.
             ConfigError: where there is no template.
         """
-        if not self._has_template:
-            raise ConfigError(
-                "the rows are conversations, and the model's tokenizer has no chat template: name a file with one in "
-                "data.chat_template, or use an instruction-tuned model"
-            )
+        self._check_template()
         prepared = self._template.messages([self._readable(message) for message in messages])
         task = _Task(prepared, column, answers_from or 0, tuple(tools or ()), dict(variables or {}))
         text = self._render(task, len(prepared), generate=False)
+        cuts = self._cuts(task, text)
+        defusing = {"defused"} if cuts else set()
         if not masked and answers_from is None:
-            return Conversation(draft=Draft(text=text, plain=False))
+            for at in task.answers():
+                self._check_said(task, at, text)
+            return Conversation(draft=Draft(text=text, plain=False, cuts=cuts), notes=frozenset(defusing))
         spans, notes = self._spans(task, text, own_marks=answers_from is None)
         prompt = 0
         if answers_from is not None:
@@ -118,8 +120,63 @@ class Chat:
             notes |= set() if text.startswith(asked) else {"other_prompt"}
             spans = [(max(prompt, start), end) for start, end in spans]
         return Conversation(
-            draft=Draft(text=text, prompt=prompt, spans=tuple(spans) if masked else None, plain=False), notes=frozenset(notes)
+            draft=Draft(text=text, prompt=prompt, spans=tuple(spans) if masked else None, cuts=cuts, plain=False),
+            notes=frozenset(notes | defusing),
         )
+
+    def _turn_tokens(self) -> set[str]:
+        """Special tokens that stand around turns, and those around texts: what the assistant says holds none of them.
+
+        Others may be its own: marks of reasoning and of calls.
+        """
+        plain = self._template.tried([_asks(), {"role": "assistant", "content": _SAID}, _asks()])
+        around = {token for token in self._special if token in plain}
+        own = (self._tokenizer.bos_token, self._tokenizer.eos_token, self._tokenizer.pad_token)
+        return around | {token for token in own if token in self._special}
+
+    def _cuts(self, task: _Task, text: str) -> tuple[int, ...]:
+        """Characters inside of what is said that keep it from being read as special tokens. Raises `RowFault` where there is no telling."""
+        said = [self._defused(message) for message in task.messages]
+        if said == task.messages:
+            return ()
+        shown = self._try(replace(task, messages=said), said, generate=False)
+        if shown is None or shown.replace(CUT, "") != text:
+            at = next(at for at, message in enumerate(said) if message != task.messages[at])
+            raise RowFault(
+                field=f"{task.field(at)}.content",
+                expected="text without special tokens, where the chat template rewrites what is said",
+                got=described(task.messages[at]["content"]),
+            )
+        parts = shown.split(CUT)
+        return tuple(sum(map(len, parts[:count])) for count in range(1, len(parts)))
+
+    def _defused(self, message: Message) -> Message:
+        control, content = self._turns if message["role"] == "assistant" else self._control, message.get("content")
+        if control is None or not content:
+            return message
+        if isinstance(content, str):
+            return {**message, "content": defused(content, control)}
+        return {**message, "content": [{**block, "text": defused(block["text"], control)} for block in content]}
+
+    def asked(
+        self,
+        messages: Sequence[Message],
+        *,
+        column: str,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """A prompt as a model is asked it, up to where its turn begins; arguments and errors as those of `render`."""
+        self._check_template()
+        prepared = self._template.messages([self._readable(message) for message in messages])
+        return self._render(_Task(prepared, column, 0, tuple(tools or ()), dict(variables or {})), len(prepared), generate=True)
+
+    def _check_template(self) -> None:
+        if not self._has_template:
+            raise ConfigError(
+                "the rows are conversations, and the model's tokenizer has no chat template: name a file with one in "
+                "data.chat_template, or use an instruction-tuned model"
+            )
 
     def _spans(self, task: _Task, text: str, *, own_marks: bool) -> tuple[list[Span], set[str]]:
         """The characters that the assistant samples in each of its turns."""

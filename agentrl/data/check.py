@@ -149,7 +149,7 @@ def check_dataset(
 def kind_of(found: Found, data: DataConfig) -> DataKind | None:
     """What an objective that takes such rows learns from."""
     schema = data.convert or found.schema
-    return next((kind for kind, accepted in ACCEPTED.items() if schema in accepted), None)
+    return next((kind for kind, accepted in ACCEPTED.items() if schema in accepted and kind != "prompts"), None)
 
 
 def _check_rows(rows: Rows, data: DataConfig, found: Found, faults: DataFaults, said: dict[str, None]) -> None:

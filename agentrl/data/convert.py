@@ -22,7 +22,7 @@ from agentrl.data.csv_rows import from_cells
 from agentrl.data.faults import RowFault
 from agentrl.data.message_rules import json_value
 from agentrl.data.row_rules import LISTED
-from agentrl.data.schemas import ACCEPTED, Found, Schema
+from agentrl.data.schemas import ACCEPTED, Found, Schema, check_row
 from agentrl.data.sharegpt import as_messages
 from agentrl.errors import ConfigError
 
@@ -130,6 +130,8 @@ def check_kind(kind: DataKind, found: Found, to: Schema | None = None) -> Found:
         raise ConfigError(_refusal(kind, found))
     if kind == "unpaired":
         return found_after(found, "unpaired_preference")
+    if kind == "prompts":
+        return found_after(found, "prompt_only")
     return replace(found, implicit=False)
 
 
@@ -144,12 +146,16 @@ def rows_for(kind: DataKind, row: Mapping[str, Any], found: Found, to: Schema | 
         found: its schema.
         to: convert to this schema first.
 
-    Raises `ConfigError` as `check_kind` does, and `RowFault` where a row has no prompt to extract.
+    Raises `ConfigError` as `check_kind` does, and `RowFault` where a row has no prompt to extract, or an empty one where that is all.
     """
     last = check_kind(kind, found, to)
     rows = [dict(row)] if to is None else convert(row, found, to)
     now = found if to is None else found_after(found, to)
-    return [_with_booleans(made) for one in rows for made in convert(one, now, last.schema)]
+    wanted = [_with_booleans(made) for one in rows for made in convert(one, now, last.schema)]
+    if last.schema == "prompt_only" and now.schema != "prompt_only":
+        for made in wanted:
+            check_row(made, last)  # an empty prompt is fine before a completion only
+    return wanted
 
 
 def _conversion(found: Found, to: Schema) -> Callable[[Any], list[Row]]:
@@ -263,6 +269,6 @@ def _with_booleans(row: Row) -> Row:
     """Labels given as 1 and 0 as what they mean; a tokenized row's `labels` are token ids and stay."""
     if isinstance(row.get("label"), int):
         row["label"] = bool(row["label"])
-    if "completions" in row:
+    if "completions" in row and "labels" in row:
         row["labels"] = [bool(label) for label in row["labels"]]
     return row

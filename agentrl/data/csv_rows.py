@@ -9,7 +9,8 @@ import zlib
 from typing import TYPE_CHECKING, Any
 
 from agentrl.data.faults import RowFault, described
-from agentrl.data.json_rows import cannot_read
+from agentrl.data.folders import is_packed, suffix_of
+from agentrl.data.json_rows import cannot_read, looks_like
 from agentrl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -99,15 +100,15 @@ def _value(name: str, cell: Cell) -> Any:
 def _records(path: Path) -> Iterator[tuple[list[str], int, list[str]]]:
     """Header, line and cells of each row that is not blank."""
     csv.field_size_limit(_MOST_CHARACTERS)
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    delimiter = "\t" if suffix_of(path) == ".tsv" else ","
     line = 1
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True, delimiter="\t" if suffix == ".tsv" else ",")
+        with (gzip.open if is_packed(path) else open)(path, "rt", encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True, delimiter=delimiter)
             header: list[str] | None = None
             for cells in reader:
                 if header is None:
-                    header = _header(cells, path)
+                    header = _header(cells, path, delimiter)
                 elif cells:
                     yield header, line, cells
                 line = reader.line_num + 1
@@ -116,16 +117,27 @@ def _records(path: Path) -> Iterator[tuple[list[str], int, list[str]]]:
             f"{path}, line {line}: not CSV ({error}); a cell with quotes, commas or line breaks stands in double quotes"
         ) from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}, after line {line}: not UTF-8 ({error.reason}); save the file as UTF-8") from None
+        said = f"it looks like {kind}" if (kind := looks_like(error.object)) else error.reason
+        raise ConfigError(f"{path}, after line {line}: not UTF-8 ({said}); save the file as UTF-8") from None
     except (OSError, EOFError, zlib.error) as error:
         cannot_read(path, error)
 
 
-def _header(cells: list[str], path: Path) -> list[str]:
+def _header(cells: list[str], path: Path, delimiter: str) -> list[str]:
     twice = [name for name in cells if cells.count(name) > 1]
     if twice or not all(name.strip() for name in cells):
         got = f"{twice[0]!r} twice" if twice else "one without a name"
         raise ConfigError(f"{path}, line 1: the first line names the columns, each once, got {got}")
+    padded = next((name for name in cells if name != name.strip()), None)
+    if padded is not None:
+        cure = "take out the spaces, of the cells below as well, where they would be trained"
+        raise ConfigError(f"{path}, line 1: a column's name has no spaces around it, got {padded!r}; {cure}")
+    other = next((one for one in ",;\t|" if one != delimiter and one in cells[0]), None) if len(cells) == 1 else None
+    if other is not None:
+        named = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+        cure = "name the file .tsv" if other == "\t" else "name the file .csv" if other == "," else "save it with commas"
+        expected = f"{named[delimiter]} stand between the cells of a {suffix_of(path)} file"
+        raise ConfigError(f"{path}, line 1: {expected}, got {named[other]}, {cells[0]!r}; {cure}")
     return cells
 
 

@@ -27,13 +27,12 @@ if TYPE_CHECKING:
 
     Row = Mapping[str, Any]
 
-STEP_SEPARATOR = "\n"
-"""Behind each step of a stepwise row; the label belongs to its last token (as in the process reward models of arXiv:2211.14275)."""
 NUMBERS = ("margin", "weight")
 """Columns of a row that an objective sees as `parts`."""
 NOTES = {
     "apart": "whose prompt and completion are tokenized apart: a token would have lain across the border",
     "other_prompt": "whose prompt the chat template writes otherwise before an answer than when it asks for one",
+    "defused": "in which somebody says a special token of the tokenizer: it is tokenized as the text that it is, and ends or opens no turn",
     "no_end": "whose last turn the chat template does not end: a model trained on them does not learn to stop",
     "truncated": "cut to data.max_length",
 }
@@ -93,6 +92,7 @@ class Encoder:
         """Is shown the texts of every row before the long ones are cut or left out."""
         self._plans = {
             "language_modeling": self._language_modeling,
+            "prompt_only": self._prompt_only,
             "prompt_completion": self._prompt_completion,
             "preference": self._preference,
             "unpaired_preference": self._unpaired,
@@ -166,6 +166,16 @@ class Encoder:
         rendered = self.chat.render(row["messages"], **self._chat_options(row), column="messages", masked=self._data.assistant_only)
         return _Plan(drafts=[rendered.draft], build=_texts, notes=set(rendered.notes))
 
+    def _prompt_only(self, row: Row, found: Found) -> _Plan:
+        lead = list(self._writer.lead)
+        if found.conversational:
+            ids = self._writer.ids(self.chat.asked(row["prompt"], **self._chat_options(row), column="prompt"))
+        else:
+            ids = self._writer.ids(row["prompt"])
+            ids = ids if ids[: len(lead)] == lead else [*lead, *ids]
+        text = Text(ids=np.array(ids, dtype=np.int32), trained=np.zeros(len(ids), dtype=np.bool_), prompt_length=len(ids))
+        return _Plan(drafts=[], build=lambda _: (text,))
+
     def _prompt_completion(self, row: Row, found: Found) -> _Plan:
         draft, notes = self._answer(row, "completion", found, whole=self._data.completion_only is False and not self._data.assistant_only)
         return _Plan(drafts=[draft], build=_texts, notes=notes)
@@ -192,8 +202,9 @@ class Encoder:
         ids = ids if ids[: len(lead)] == list(lead) else [*lead, *ids]
         prompt, ends = len(ids), []
         for step in row["completions"]:
-            ids += [*self._writer.inner_ids(step), *self._writer.inner_ids(STEP_SEPARATOR)]
+            ids += [*self._writer.inner_ids(step), *self._writer.inner_ids(self._data.step_separator)]
             ends.append(len(ids) - 1)
+        # to the last token, as in the process reward models of arXiv:2211.14275
         labels = np.full(len(ids), np.nan, dtype=np.float32)
         labels[ends] = [float(label) for label in row["labels"]]
         trained = np.arange(len(ids)) >= max(1, prompt)

@@ -14,6 +14,7 @@ MOST_SHOWN = 5
 """Faults that are kept to be shown; the rest are only counted."""
 MOST_CHARACTERS = 60
 """Of a value in a message."""
+_LONG = 10**MOST_CHARACTERS
 
 
 class RowFault(ConfigError):
@@ -91,7 +92,8 @@ def described(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
-        return f"the number {value!r}"
+        # a whole number of thousands of digits has no `repr`
+        return f"the number {_cut(repr(value))}" if isinstance(value, float) or abs(value) < _LONG else "a number of more than 60 digits"
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}: {_cut(repr(value))}" if value else "an empty list"
     if isinstance(value, dict):

@@ -20,8 +20,12 @@ _AT_START = re.compile(rf"({'|'.join(map(re.escape, _SPLITS))})(?=$|[-_.])", re.
 
 def suffix_of(path: Path) -> str:
     """The suffix that says how a file is read, without `.gz`."""
-    suffix = path.suffix.lower()
-    return path.with_suffix("").suffix.lower() if suffix == ".gz" else suffix
+    return path.with_suffix("").suffix.lower() if is_packed(path) else path.suffix.lower()
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file's name says that it is compressed, `.gz`."""
+    return path.suffix.lower() == ".gz"
 
 
 def is_saved(path: Path) -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import re
 import zlib
 from array import array
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from agentrl.data.faults import RowFault, described
-from agentrl.data.rows import ObjectRows
+from agentrl.data.folders import is_packed
+from agentrl.data.rows import ObjectRows, check_characters
 from agentrl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ class JsonLines:
         self.notices: tuple[str, ...] = ()
         self._starts, self._numbers = array("Q"), array("Q")
         self._lengths = array("Q")
-        self._memory = _unpacked(path) if path.suffix == ".gz" else None
+        self._memory = _unpacked(path) if is_packed(path) else None
+        self._state = _state(_stat(path))
         for number, start, line in _lines(path):
             self._starts.append(start)
             self._lengths.append(len(line))
@@ -72,7 +73,12 @@ class JsonLines:
 
     def _read(self, start: int, length: int) -> bytes:
         if self._file is None:
-            self._file = self._path.open("rb")
+            try:
+                self._file = self._path.open("rb")
+            except OSError as error:
+                cannot_read(self._path, error)
+        if _state(os.fstat(self._file.fileno())) != self._state:  # lines lie elsewhere now, or are others
+            raise ConfigError(f"the dataset {self._path} has changed while it was read: start again when nothing writes to it")
         return os.pread(self._file.fileno(), length, start)
 
     def __del__(self) -> None:
@@ -86,7 +92,7 @@ def read_json(path: Path) -> ObjectRows | JsonLines:
 
     Raises `ConfigError` naming line and column for what is no JSON, and what the file holds where that is no rows.
     """
-    content = _unpacked(path) if path.suffix == ".gz" else _bytes_of(path)
+    content = _unpacked(path) if is_packed(path) else _bytes_of(path)
     if is_lines(content):
         return JsonLines(path)
     text = ""
@@ -137,13 +143,13 @@ def parsed(line: bytes, where: str) -> dict[str, Any]:
         cure = "a JSON array is read from a file that is called .json" if isinstance(row, list) else None
         raise RowFault(field="row", expected="one JSON object a line", got=described(row), where=where, cure=cure)
     if "\\ud" in text or "\\uD" in text:
-        _check_surrogates(row, where)
+        check_characters(row, where)
     return row
 
 
 def bad_byte(error: UnicodeDecodeError) -> str:
     """What is not UTF-8, and what it may be."""
-    kind = _looks_like(error.object)
+    kind = looks_like(error.object)
     hint = f", it looks like {kind}" if kind else ""
     return f"byte 0x{error.object[error.start]:02x} at offset {error.start}, which is not UTF-8{hint}"
 
@@ -181,7 +187,7 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
     """The lines that are not blank: number from 1, offset and bytes. Raises `ConfigError` for a file that cannot be read."""
     offset = 0
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with gzip.open(path) if is_packed(path) else path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if number == 1:
                     _refuse_foreign(path, line)
@@ -194,13 +200,14 @@ def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
 
 def _refuse_foreign(path: Path, line: bytes) -> None:
     """What is plainly not text in UTF-8 has one message, not one a line."""
-    kind = _looks_like(line)
+    kind = looks_like(line)
     if kind is not None:
         cure = "save it as UTF-8" if kind == "UTF-16" else f"its name must say so ({'.gz' if kind == 'gzip' else kind})"
         raise ConfigError(f"{path} is no file of JSON lines: it looks like {kind}; {cure}")
 
 
-def _looks_like(content: bytes) -> str | None:
+def looks_like(content: bytes) -> str | None:
+    """What kind of file begins so, where it is one that is no plain text in UTF-8."""
     return next((kind for start, kind in _ENCODINGS.items() if content.startswith(start)), None)
 
 
@@ -210,6 +217,18 @@ def _unpacked(path: Path) -> bytes:
             return file.read()
     except (OSError, EOFError, zlib.error) as error:
         cannot_read(path, error)
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        cannot_read(path, error)
+
+
+def _state(found: os.stat_result) -> tuple[int, int, int]:
+    """What of a file is another when somebody has written to it, or has put another in its place."""
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -226,13 +245,3 @@ def cannot_read(path: Path, error: BaseException) -> NoReturn:
 
 def _place(error: BaseException) -> str:
     return f", line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-
-
-def _check_surrogates(row: dict[str, Any], where: str) -> None:
-    """Half of a surrogate pair is no character, and no tokenizer takes it."""
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        broken = re.sub(r"[^\x20-\x7e]", "?", error.object[max(0, error.start - 20) : error.start + 20])
-        got = f"half of a surrogate pair near {broken!r}"
-        raise RowFault(field="row", expected="text of whole characters", got=got, where=where) from None

@@ -72,7 +72,9 @@ def _renames(there: Sequence[str], names: Sequence[str]) -> dict[str, str]:
         if name in there:
             continue
         left = [old for old in there if old not in found and old not in names]
-        close = [old for old in left if OTHER_NAMES.get(old.lower()) == name] or get_close_matches(name, left, n=1, cutoff=0.75)
+        plain = {old: old.strip().lower() for old in left}
+        alike = set(get_close_matches(name, plain.values(), n=1, cutoff=0.75))
+        close = [old for old in left if OTHER_NAMES.get(plain[old]) == name] or [old for old in left if plain[old] in alike]
         if close:
             found[close[0]] = name
     return found

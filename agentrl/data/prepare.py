@@ -14,7 +14,7 @@ from agentrl.data.prepared import Prepared
 from agentrl.data.runs import datasets_of_run
 from agentrl.data.schemas import check_row, detect_all, notes
 from agentrl.data.table import TableWriter
-from agentrl.data.template_file import with_template
+from agentrl.data.template_file import check_template, with_template
 from agentrl.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -109,8 +109,11 @@ class RowReader:
         self.length = length_of(data, positions)
         most = None if data.packing in SPLITS else self.length
         settings = data.model_copy(update={"max_length": most})
+        templated = with_template(tokenizer, data)
+        if self.becomes.conversational:
+            check_template(templated, data)
         self.encoder = Encoder(
-            with_template(tokenizer, data),
+            templated,
             settings,
             max_token=None if vocabulary is None else vocabulary - 1,
             teachers=teachers,

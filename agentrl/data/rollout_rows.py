@@ -17,13 +17,14 @@ from urllib.parse import parse_qsl
 
 from agentrl.errors import ConfigError
 from agentrl.imitation import imitated
-from agentrl.records import rows_of
 from agentrl.rollout_log import read_groups
+from agentrl.rows import rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from agentrl.records import Group, Row
+    from agentrl.records import Group
+    from agentrl.rows import Row
 
 PREFIX = "rollouts:"
 KEYS = ("min_reward", "truncated")

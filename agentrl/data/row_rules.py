@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,10 @@ if TYPE_CHECKING:
     Row = Mapping[str, Any]
 
 _TRUTH = "true or false (or 1 or 0)"
+_MOST = 3.4e38
+"""Of a margin or weight, which are float32 on their way to the loss."""
+_IDS = 2**31
+"""Token ids are int32."""
 LISTED = re.compile(r"""\s*\[\s*\{\s*['"](role|from|content|value)['"]\s*:""")
 """How the text of a list of messages begins, in JSON or as Python shows it."""
 MASKED = -100
@@ -74,7 +77,7 @@ def _check_stepwise(row: Row, conversational: bool, implicit: bool) -> None:
 
 def _check_tokenized(row: Row, conversational: bool, implicit: bool) -> None:
     ids = _list(row["input_ids"], "input_ids", "a list of token ids")
-    _check_integers(ids, "input_ids", "a token id, 0 or more", lambda one: one >= 0)
+    _check_integers(ids, "input_ids", "a token id, 0 or more and below 2^31", lambda one: 0 <= one < _IDS)
     masks = [name for name in ("completion_mask", "assistant_masks", "attention_mask") if row.get(name) is not None]
     for name in masks:
         mask = _same_length(row, name, ids)
@@ -110,9 +113,10 @@ def check_extras(row: Row, conversational: bool) -> None:
     """Raise `RowFault` for what is wrong in the columns that a row of any schema may have."""
     for name in ("margin", "weight"):
         value = row.get(name)
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MOST  # false of nan
         if value is not None and not number:
-            raise RowFault(field=name, expected="a finite number", got=described(value))
+            cure = f"the largest is {_MOST}" if isinstance(value, int | float) and abs(value) > _MOST else None
+            raise RowFault(field=name, expected="a finite number", got=described(value), cure=cure)
     if row.get("weight") is not None and row["weight"] < 0:
         raise RowFault(field="weight", expected="0 or more", got=described(row["weight"]))
     for name in ("image", "images", "videos", "audio"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
@@ -42,7 +43,10 @@ class ObjectRows:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return as_row(self._rows[index], self.where(index))
+        where = self.where(index)
+        row = as_row(self._rows[index], where)
+        check_characters(row, where)
+        return row
 
     def where(self, index: int) -> str:
         """`the dataset, row 17`, counted from 1."""
@@ -124,4 +128,33 @@ def as_row(value: Any, where: str) -> dict[str, Any]:
             raise RowFault(field="row", expected="an object with columns", got=described(value), where=where)
     if not all(isinstance(name, str) for name in value):
         raise RowFault(field="row", expected="an object whose keys are names", got=f"the keys {list(value)!r:.60}", where=where)
-    return {name: one.tolist() if hasattr(one, "dtype") and hasattr(one, "tolist") else one for name, one in value.items()}
+    return {name: _plain(one) for name, one in value.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A value with numpy's and torch's numbers and arrays as Python's, those of a list too."""
+    if hasattr(value, "dtype") and hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, list | tuple) and value and hasattr(value[0], "dtype"):
+        return [_plain(one) for one in value]
+    return value
+
+
+def check_characters(value: Any, where: str) -> None:
+    """Raise `RowFault` where a text in a row has half of a surrogate pair, which is no character: no tokenizer takes it."""
+    if isinstance(value, str):
+        if value.isascii():
+            return
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            near = re.sub(r"[^\x20-\x7e]", "?", value[max(0, error.start - 20) : error.start + 20])
+            got = f"half of a surrogate pair near {near!r}"
+            raise RowFault(field="row", expected="text of whole characters", got=got, where=where) from None
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            check_characters(name, where)
+            check_characters(one, where)
+    elif isinstance(value, list | tuple) and not (value and isinstance(value[0], int | float)):  # of token ids there are many
+        for one in value:
+            check_characters(one, where)

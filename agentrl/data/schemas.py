@@ -25,7 +25,7 @@ from agentrl.data.row_rules import CHECKS, check_extras
 from agentrl.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from agentrl.examples import DataKind
 
@@ -55,6 +55,7 @@ ACCEPTED: dict[DataKind, tuple[Schema, ...]] = {
     "preference": ("preference",),
     "unpaired": ("unpaired_preference", "preference"),
     "stepwise": ("stepwise",),
+    "prompts": ("prompt_only", "prompt_completion"),
 }
 """What an objective takes, as it is or after a conversion that loses nothing it needs."""
 MOST_LOOKED_AT = 100
@@ -134,8 +135,10 @@ def notes(row: Mapping[str, Any], found: Found) -> Iterator[str]:
     texts = found.schema == "preference" and not found.implicit and not found.conversational
     if texts and row["prompt"].strip() and all(row[column].startswith(row["prompt"]) for column in ("chosen", "rejected")):
         yield "completions begin with their prompt, which stands before them already"
-    if found.schema == "prompt_completion" and row.get("prompt") == "":
-        yield "prompts are empty"
+    if row.get("prompt") == "":
+        yield "prompts are empty: where the model begins texts with no token of its own, the first token of a completion is not trained"
+    if found.conversational and isinstance(row.get("prompt"), list | tuple) and _ends_with_assistant(row["prompt"]):
+        yield "prompts end with a message of the assistant's: what it completes is a further turn, and not the rest of that message"
 
 
 def _columns(found: Found, row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -157,6 +160,10 @@ def _found(row: Mapping[str, Any], schema: Schema) -> Found:
         return Found(schema=schema, conversational=conversational, implicit=implicit)
     column = {"prompt_only": "prompt", "prompt_completion": "completion", "unpaired_preference": "completion"}.get(schema)
     return Found(schema=schema, conversational=column is not None and _is_list(row[column]))
+
+
+def _ends_with_assistant(messages: Sequence[Any]) -> bool:
+    return bool(messages) and isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant"
 
 
 def _is_list(value: Any) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentrl.data.arrow_rows import ArrowRows, first_line, read_parquet
 from agentrl.data.csv_rows import CsvRows
-from agentrl.data.folders import SUFFIXES, is_saved, splits_of, suffix_of
+from agentrl.data.folders import SUFFIXES, is_packed, is_saved, splits_of, suffix_of
 from agentrl.data.json_rows import JsonLines, read_json
 from agentrl.data.rollout_rows import is_run, open_rollouts
 from agentrl.data.rows import JoinedRows, ObjectRows, Rows, SelectedRows
@@ -68,7 +68,7 @@ def read_file(path: Path) -> Rows:
         return read_json(path)
     if suffix in {".csv", ".tsv"}:
         return CsvRows(path)
-    if suffix == ".parquet" and path.suffix != ".gz":
+    if suffix == ".parquet" and not is_packed(path):
         return read_parquet(path)
     raise ConfigError(f"the dataset {path} is of no known kind: {unknown_kind(path)}")
 
@@ -118,6 +118,8 @@ def _of_spec(spec: DatasetSpec, role: str, load: Load | None) -> Rows:
         return _parts(spec, lambda part: _whole_file(spec, part, path))
     if is_saved(path):
         return _saved(spec, role, path)
+    if local and not path.is_dir():
+        raise ConfigError(f"dataset {spec.text!r} is a pipe or a device, which has no lines to go back to: write it to a file first")
     if local:
         splits = splits_of(path)
         opened: dict[str, Rows] = {}

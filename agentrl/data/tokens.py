@@ -34,13 +34,15 @@ class Draft:
     """Characters before the completion."""
     spans: tuple[Span, ...] | None = None
     """Trained characters, in order; None is all of them."""
+    cuts: tuple[int, ...] = ()
+    """Characters before which a token ends, in order: inside of what would else be read as a special token."""
     plain: bool = True
     """Whether the tokenizer's own beginning and end of a text belong around it; a chat template writes them itself."""
 
     @property
     def is_simple(self) -> bool:
         """Whether all that follows some place is trained, and what stands before is not."""
-        return self.spans is None or self.spans == ((self.prompt, len(self.text)),)
+        return not self.cuts and (self.spans is None or self.spans == ((self.prompt, len(self.text)),))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,20 +133,20 @@ class TokenWriter:
         return Tokens(ids=np.array(ids, dtype=np.int32), trained=trained, prompt_length=prompt_length, apart=apart)
 
     def _spanned(self, draft: Draft, encoding: Any, of_prompt: dict[str, list[int]]) -> Tokens:
-        assert draft.spans is not None
         assert not draft.plain, "texts without a template are trained from some place to their end"
-        places = sorted({0, draft.prompt, len(draft.text), *(at for span in draft.spans for at in span)})
-        tokens = None if self._backend is None else self._places(encoding, places, len(draft.text))
+        spans = ((0, len(draft.text)),) if draft.spans is None else draft.spans
+        places = sorted({0, draft.prompt, len(draft.text), *draft.cuts, *(at for span in spans for at in span)})
+        tokens = None if self._backend is None or draft.cuts else self._places(encoding, places, len(draft.text))
         if tokens is not None and draft.prompt:
             prompt = of_prompt[draft.text[: draft.prompt]]
             tokens = tokens if encoding.ids[: tokens[draft.prompt]] == prompt else None
-        apart = tokens is None
+        apart = tokens is None and not draft.cuts
         if tokens is None:
             ids, tokens = self._in_pieces(draft.text, places)
         else:
             ids = encoding.ids
         trained = np.zeros(len(ids), dtype=np.bool_)
-        for start, end in draft.spans:
+        for start, end in spans:
             trained[tokens[start] : tokens[end]] = True
         trained[:1] = False
         return Tokens(ids=np.array(ids, dtype=np.int32), trained=trained, prompt_length=tokens[draft.prompt], apart=apart)

@@ -34,7 +34,7 @@ class EngineProcess:
     def ended(self) -> bool:
         """Whether the process has ended; one that has just closed its sockets is given a moment."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.child.process.wait(1.0)
+            self.child.process.wait(5.0)  # of a busy machine
         return self.child.process.poll() is not None
 
     def stop(self) -> None:

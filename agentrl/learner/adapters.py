@@ -60,6 +60,7 @@ def with_adapter(model: PreTrainedModel, lora: LoraConfig, seed: int, *, task: s
         torch.manual_seed(seed)  # the same adapter on every rank
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # between peft and transformers
         warnings.filterwarnings("ignore", "fan_in_fan_out is set to False", UserWarning)  # it then sets what is right
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)  # such a layer is refused below
         try:
             adapted = cast("PeftModel", peft.get_peft_model(model, options))
         except ValueError as error:
@@ -239,6 +240,14 @@ def _check_tied(model: PreTrainedModel, wanted: Collection[str]) -> None:
 def _check_layers(model: PreTrainedModel) -> None:
     import peft
 
+    head: Any = model.get_output_embeddings()
+    embeddings: Any = model.get_input_embeddings()
+    if isinstance(head, peft.tuners.lora.LoraLayer) and head.get_base_layer().weight is embeddings.weight:
+        raise ConfigError(
+            "the adapter adapts the output layer, and this model's head and embeddings are one matrix: merged into it, the adapter would "
+            "change the embeddings too. Train without it in learner.lora.target_modules; an adapter that has it can only be used beside "
+            "its base"
+        )
     for name, module in model.named_modules():
         if isinstance(module, peft.tuners.lora.LoraLayer) and type(module) is not peft.tuners.lora.Linear:
             raise ConfigError(f"learner.lora.target_modules adapts {name}, a {type(module).__name__}; only linear layers can be adapted")

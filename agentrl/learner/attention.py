@@ -7,6 +7,7 @@ nothing is inferred from token values or position ids, and no mask of the size [
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -148,7 +149,7 @@ def attend(
     """Causal attention inside each segment: [tokens, heads, size] and [tokens, kv_heads, size] twice -> [tokens, heads, size]."""
     if segments.gather is not None:
         query, key, value = (tensor.index_select(0, segments.gather) for tensor in (query, key, value))
-    if segments.boundaries is not None and takes_ragged(query.device, query.dtype):
+    if segments.boundaries is not None and takes_ragged(query.device, query.dtype) and _fits_flash(query, value):
         out = _ragged(query, key, value, segments.boundaries, segments.calls[0][1], scaling, window)
     else:
         outs, start = [], 0
@@ -161,6 +162,12 @@ def attend(
             start = stop
         out = torch.cat(outs) if len(outs) > 1 else outs[0]
     return out if segments.scatter is None else out.index_select(0, segments.scatter)
+
+
+def _fits_flash(query: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether flash attention takes heads of these sizes; others go one call for each length."""
+    size = query.shape[-1]
+    return size == value.shape[-1] and size % 8 == 0 and size <= 256
 
 
 def _window(module: torch.nn.Module, sliding_window: int | None, kwargs: dict[str, Any]) -> int | None:
@@ -211,8 +218,10 @@ def _ragged(
     from torch.nn.attention.varlen import varlen_attn
 
     sizes = (-1 if window is None else window - 1, 0)
-    grouped = query.shape[1] != key.shape[1]
-    out = varlen_attn(query, key, value, boundaries, boundaries, longest, longest, scale=scaling, window_size=sizes, enable_gqa=grouped)
+    # torch 2.13 wants to be told of heads that share keys; the same kernel in 2.11 takes them as they come.
+    shared = query.shape[1] != key.shape[1] and "enable_gqa" in signature(varlen_attn).parameters
+    more: dict[str, Any] = {"enable_gqa": True} if shared else {}
+    out = varlen_attn(query, key, value, boundaries, boundaries, longest, longest, scale=scaling, window_size=sizes, **more)
     assert isinstance(out, torch.Tensor)
     return out
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from agentrl.learner.signals import ENTROPY, REFERENCE, RETURNS, START, TEACHER, VALUES
-from agentrl.objectives.base import TokenBatch
+from agentrl.objectives.losses import TokenBatch
 from agentrl.teacher_prompt import is_top
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from agentrl.learner.model import Scores
     from agentrl.learner.samples import Sample
     from agentrl.learner.signals import Credited, Signals
-    from agentrl.objectives.base import Needs, Normalization
+    from agentrl.objectives.losses import Normalization
+    from agentrl.objectives.needs import Needs
 
 KNOWN_COLUMNS = frozenset({REFERENCE, START, ENTROPY, VALUES, RETURNS, TEACHER})
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from agentrl.examples import Example, Text
-    from agentrl.objectives.base import Needs
+    from agentrl.objectives.needs import Needs
 
 NOTHING = np.zeros(0, dtype=np.float64)
 
@@ -38,8 +38,24 @@ def candidates_of(examples: Sequence[Example], needs: Needs, padding: int | None
         preferences=tuple({} for _ in examples),
         sizes=tuple(map(len, members)),
         samples=tuple(samples),
-        counts={"data/rows": float(len(examples)), "num_tokens": float(sum(example.num_tokens for example in examples))},
+        counts={
+            "data/rows": float(len(examples)),
+            "num_tokens": float(sum(example.num_tokens for example in examples)),
+            **_written(examples),
+        },
     )
+
+
+def _written(examples: Sequence[Example]) -> dict[str, float]:
+    """What the texts that a teacher wrote are like; nothing where it wrote none."""
+    written = [one for one in examples if one.ended is not None]
+    if not written:
+        return {}
+    return {
+        "written/texts": float(len(written)),
+        "written/mean_length": sum(one.num_trained for one in written) / len(written),
+        "written/truncated_fraction": sum(not one.ended for one in written) / len(written),
+    }
 
 
 def together(first: Candidates, second: Candidates) -> Candidates:

@@ -15,10 +15,10 @@ from agentrl.learner.uld import Matched, Side, compare
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agentrl.learner.divergence import Projection
     from agentrl.learner.packing import Pack
+    from agentrl.learner.projection import Projection
     from agentrl.learner.samples import Candidates, Sample
-    from agentrl.objectives.base import Words
+    from agentrl.objectives.needs import Words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

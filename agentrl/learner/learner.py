@@ -21,7 +21,7 @@ from agentrl.learner.models import Models
 from agentrl.learner.optim import learning_rate
 from agentrl.learner.step import Aim, Stepper
 from agentrl.learner.weights import adapter_config, adapter_weights, all_weights, is_quantized, trained_weights
-from agentrl.objectives.base import Needs
+from agentrl.objectives.needs import Needs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from agentrl.learner.divergence import Projection, TopTokens, chosen_logprobs, divergence, top_tokens
+from agentrl.learner.divergence import divergence
 from agentrl.learner.foreign import Foreign, held_against
+from agentrl.learner.projection import Projection
+from agentrl.learner.top_tokens import TopTokens, chosen_logprobs, top_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

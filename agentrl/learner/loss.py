@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from agentrl.learner.batch import token_batch
 from agentrl.learner.packing import pack
 from agentrl.learner.samples import FILLER
-from agentrl.objectives.base import Term
+from agentrl.objectives.losses import Term
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

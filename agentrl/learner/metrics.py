@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
 
     from agentrl.learner.batch import Part
-    from agentrl.objectives.base import Losses, TokenBatch
+    from agentrl.objectives.losses import Losses, TokenBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

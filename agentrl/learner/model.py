@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 from agentrl.errors import ConfigError
 from agentrl.learner.adapters import plain_layer
 from agentrl.learner.attention import ATTENTION
-from agentrl.learner.divergence import Projection
 from agentrl.learner.lessons import taught
 from agentrl.learner.logprobs import Asked, Head, token_logprobs
 from agentrl.learner.packing import pack
+from agentrl.learner.projection import Projection
 from agentrl.learner.samples import Sample
 from agentrl.learner.scorer import padding_token, scores_of
 from agentrl.learner.smoothing import uniform_logprobs
@@ -156,10 +156,13 @@ def value_head(model: PreTrainedModel) -> torch.nn.Linear:
 def output_layer(model: PreTrainedModel) -> torch.nn.Linear:
     """The layer that makes logits of hidden states; raises `ConfigError` where it is not a plain linear one."""
     layer: Any = plain_layer(model.get_output_embeddings())
-    if not isinstance(layer, torch.nn.Linear):
+    if hasattr(layer, "base_layer"):
         raise ConfigError(
-            f"the output layer of {type(model).__name__} is a {type(layer).__name__}; only a linear one can be trained, without adapter"
+            f"the output layer of {type(model).__name__} has an adapter, and its log-probs are computed from one matrix: leave it out of "
+            "learner.lora.target_modules"
         )
+    if not isinstance(layer, torch.nn.Linear):
+        raise ConfigError(f"the output layer of {type(model).__name__} is a {type(layer).__name__}; only a linear one can be trained")
     return layer
 
 

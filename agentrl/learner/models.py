@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from agentrl.learner.lessons import Lessons
     from agentrl.learner.model import Policy, Scores
     from agentrl.learner.packing import Pack
-    from agentrl.objectives.base import Critic, Needs
+    from agentrl.objectives.needs import Critic, Needs
 
 CRITIC_LR = 10.0
 """A value model of its own learns at this multiple of the policy's rate where nothing is said: its head starts from nothing."""

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from agentrl.errors import ConfigError
-from agentrl.records import rows_of
+from agentrl.rows import rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from agentrl.config import RunConfig
-    from agentrl.objectives.base import Needs
+    from agentrl.objectives.needs import Needs
     from agentrl.records import Group, Rollout
 
 

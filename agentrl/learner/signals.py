@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from agentrl.objectives.base import Credit, GroupSignals, MemberSignals, StepColumns
+from agentrl.objectives.signals import Credit, GroupSignals, MemberSignals, StepColumns
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from agentrl.learner.samples import Candidates, Member
-    from agentrl.objectives.base import Needs, Objective, ObjectiveConfig
+    from agentrl.objectives.base import Objective, ObjectiveConfig
+    from agentrl.objectives.needs import Needs
 
 REFERENCE, START, ENTROPY, VALUES, RETURNS, LABEL = "reference", "start", "entropy", "values", "returns", "label"
 TEACHER = "teacher"

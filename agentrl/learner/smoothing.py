@@ -16,8 +16,8 @@ from agentrl.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-    from agentrl.learner.divergence import Projection
     from agentrl.learner.logprobs import Head
+    from agentrl.learner.projection import Projection
 
 
 def check_smoothing(head: Head) -> None:

@@ -50,7 +50,8 @@ if TYPE_CHECKING:
     from agentrl.learner.models import Models
     from agentrl.learner.samples import Candidates, Sample
     from agentrl.learner.signals import Signals
-    from agentrl.objectives.base import Needs, Objective, ObjectiveConfig
+    from agentrl.objectives.base import Objective, ObjectiveConfig
+    from agentrl.objectives.needs import Needs
 
     StepData = Sequence[Group | Example]
     """Of a whole step, the same on every rank."""

@@ -15,7 +15,6 @@ import torch
 from agentrl.config import TeacherConfig
 from agentrl.errors import ConfigError
 from agentrl.learner import ranks
-from agentrl.learner.divergence import TopTokens, top_tokens
 from agentrl.learner.foreign import ForeignTeacher
 from agentrl.learner.lessons import Lesson, Lessons
 from agentrl.learner.loading import load_policy
@@ -23,6 +22,7 @@ from agentrl.learner.model import output_layer
 from agentrl.learner.packing import pack
 from agentrl.learner.samples import FILLER, viewed
 from agentrl.learner.self_teacher import Follower, own_teacher
+from agentrl.learner.top_tokens import TopTokens, top_tokens
 from agentrl.teacher_prompt import top_names
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator  # type: ignore[import-untyped]
 
     from agentrl.config import RunConfig
-    from agentrl.learner.divergence import Projection
     from agentrl.learner.model import Policy
     from agentrl.learner.packing import Pack
+    from agentrl.learner.projection import Projection
     from agentrl.learner.samples import Sample
-    from agentrl.objectives.base import Teacher
+    from agentrl.objectives.needs import Teacher
 
 MAX_PADDING = 1024
 """Words by which the heads of a policy and a teacher with one tokenizer may differ: heads are padded to multiples of up to this."""

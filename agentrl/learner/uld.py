@@ -21,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from agentrl.learner.divergence import Projection
-    from agentrl.objectives.base import Words
+    from agentrl.learner.projection import Projection
+    from agentrl.objectives.needs import Words
 
 FLOOR = 1e-8
 """Least probability in the divergence of single words: that of TRL, so that a word which one side has no chance of stays finite."""

@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from agentrl.objectives.base import Credit, DensityRatio, Losses, Needs, Objective, ObjectiveConfig
+from agentrl.objectives.base import Objective, ObjectiveConfig
+from agentrl.objectives.losses import Losses
+from agentrl.objectives.needs import DensityRatio, Needs
 from agentrl.objectives.paired import Positive
 from agentrl.objectives.unpaired import label_metrics, labels_as_credit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from agentrl.objectives.base import GroupSignals, TokenBatch
+    from agentrl.objectives.losses import TokenBatch
+    from agentrl.objectives.signals import Credit, GroupSignals
 
 
 class BCOConfig(ObjectiveConfig):
@@ -109,6 +112,7 @@ BCO = Objective(
         "r = beta log(policy / reference) of the text; delta = mean of r over the steps before; w = 1, or a density ratio of prompts"
     ),
     source="Jung et al. 2024, arXiv:2404.04656",
+    reads=("weight",),
     summary="Learns from single texts with a label, as a classifier of them.",
     refused=("min_density_ratio, max_density_ratio or density_ratio_rows without density_ratio: they would have no effect",),
 )

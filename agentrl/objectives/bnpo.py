@@ -17,7 +17,7 @@ from agentrl.objectives.policy import policy_objective
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agentrl.objectives.base import Credit, GroupSignals
+    from agentrl.objectives.signals import Credit, GroupSignals
 
 MOST = 1e6
 """Largest factor of a deviation: the density vanishes where nearly all or nearly no rollout of a task succeeds."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from agentrl.objectives.base import TokenBatch
+    from agentrl.objectives.losses import TokenBatch
 
 Ratio = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

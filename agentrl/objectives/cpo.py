@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from agentrl.objectives.base import Losses, Needs, Objective, ObjectiveConfig, Term
+from agentrl.objectives.base import Objective, ObjectiveConfig
 from agentrl.objectives.dpo_losses import MAX_EXPONENT
+from agentrl.objectives.losses import Losses, Term
+from agentrl.objectives.needs import Needs
 from agentrl.objectives.paired import NotNegative, Positive, Smoothing, of_pairs, reward_metrics, rows_as_pairs, smoothed, token_metrics
 
 if TYPE_CHECKING:
     import torch
 
-    from agentrl.objectives.base import TokenBatch
+    from agentrl.objectives.losses import TokenBatch
     from agentrl.objectives.tpo import TPOConfig
 
 

@@ -14,14 +14,14 @@ import numpy as np
 
 from agentrl.errors import ConfigError
 from agentrl.objectives.advantages import STD_EPS, deviations, leave_one_out, sample_std, spread
-from agentrl.objectives.base import Credit
 from agentrl.objectives.kl import penalty
+from agentrl.objectives.signals import Credit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agentrl.objectives.base import GroupSignals, MemberSignals
     from agentrl.objectives.policy import PolicyConfig
+    from agentrl.objectives.signals import GroupSignals, MemberSignals
 
 Baseline = Literal["group", "leave_one_out", "batch", "running", "none"]
 """What a reward is compared with.

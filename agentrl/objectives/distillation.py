@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from agentrl.objectives.base import Credit, Losses, Needs, Normalization, Objective, ObjectiveConfig, Teacher
+from agentrl.objectives.base import Objective, ObjectiveConfig
+from agentrl.objectives.losses import Losses, Normalization
+from agentrl.objectives.needs import Needs, Teacher
 from agentrl.objectives.policy import PolicyConfig, policy_needs, policy_objective, ratio_to_anchor
 from agentrl.objectives.sft import no_advantages
+from agentrl.objectives.signals import Credit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agentrl.objectives.base import GroupSignals, MemberSignals, TokenBatch
+    from agentrl.objectives.losses import TokenBatch
+    from agentrl.objectives.signals import GroupSignals, MemberSignals
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Temperature = Annotated[float, Field(gt=0, le=10)]
@@ -42,6 +46,15 @@ class GKDConfig(ObjectiveConfig):
     lmbda: Share = 0.0
     """Share of each step's texts that the policy samples itself, of the prompts of the same dataset; the others are the dataset's. 0 is an
     offline run, 1 learns from the policy's own texts alone."""
+    seq_kd: bool = False
+    """Let the teacher write the other texts: of the dataset's rows the prompts alone count, and the teacher samples their completions as
+    `sampling` says. Sequence-level distillation (Kim and Rush 2016, arXiv:1606.07947), with the divergence in the place of the NLL."""
+
+    @model_validator(mode="after")
+    def _written_texts_are_trained(self) -> GKDConfig:
+        if self.seq_kd and self.lmbda == 1:
+            raise ValueError("seq_kd lets the teacher write the texts that the policy does not, and lmbda=1 leaves none: lower lmbda")
+        return self
 
 
 class OPDConfig(PolicyConfig):
@@ -186,7 +199,7 @@ GKD = Objective(
     advantages=no_advantages,
     loss=gkd_losses,
     needs=lambda config: Needs(
-        teacher=Teacher(divergence=config.beta, temperature=config.temperature, top_k=config.top_k),
+        teacher=Teacher(divergence=config.beta, temperature=config.temperature, top_k=config.top_k, writes=config.seq_kd),
         own_share=config.lmbda,
         rewards=False,
     ),
@@ -199,6 +212,7 @@ GKD = Objective(
     source="Agarwal et al. 2024, arXiv:2306.13649, eq. 1",
     summary="Brings the policy's distributions near a teacher's on the texts of a dataset, and where asked on its own.",
     paper={"beta": "0, 0.1, 0.5, 0.9, 1", "temperature": "1", "lmbda": "0, 0.5, 1"},
+    refused=("seq_kd with lmbda 1: no text would be left for the teacher to write",),
 )
 OPD = policy_objective(
     "opd",

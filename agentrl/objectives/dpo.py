@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from agentrl.objectives.base import Losses, Needs, Objective, ObjectiveConfig, Term
+from agentrl.objectives.base import Objective, ObjectiveConfig
 from agentrl.objectives.dpo_losses import FORMULA, LOSSES, Divergence, Margins, scored
 from agentrl.objectives.dpo_ranks import RANKED, ranked_pairs
+from agentrl.objectives.losses import Losses, Term
+from agentrl.objectives.needs import Needs
 from agentrl.objectives.paired import NotNegative, Positive, Smoothing, of_pairs, reward_metrics, token_metrics
 
 if TYPE_CHECKING:
     import torch
 
-    from agentrl.objectives.base import TokenBatch
+    from agentrl.objectives.losses import TokenBatch
 
 Loss = Literal[
     "sigmoid",

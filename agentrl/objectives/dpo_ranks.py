@@ -12,8 +12,8 @@ from agentrl.objectives.paired import rows_as_pairs
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agentrl.objectives.base import Credit, GroupSignals, MemberSignals
     from agentrl.objectives.dpo import DPOConfig
+    from agentrl.objectives.signals import Credit, GroupSignals, MemberSignals
 
 RANKED = frozenset({"aot", "aot_unpaired"})
 """Losses that sort the whole step."""

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from agentrl.objectives.base import Losses, Normalization
+from agentrl.objectives.losses import Losses, Normalization
 from agentrl.objectives.policy import PolicyConfig, policy_objective
 from agentrl.objectives.surrogate import importance_ratio
 
 if TYPE_CHECKING:
-    from agentrl.objectives.base import TokenBatch
+    from agentrl.objectives.losses import TokenBatch
 
 SMALLEST = 1e-6
 """Probabilities are kept this far from 0 and 1 inside logarithms."""

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from agentrl.objectives.advantages import sample_std
-from agentrl.objectives.base import Credit
 from agentrl.objectives.credit import shaped_rewards
 from agentrl.objectives.kl import penalty
+from agentrl.objectives.signals import Credit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agentrl.objectives.base import GroupSignals, MemberSignals
     from agentrl.objectives.ppo import PPOConfig
+    from agentrl.objectives.signals import GroupSignals, MemberSignals
 
 WHITEN_EPS = 1e-8
 """Added to the variance, as TRL does."""

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from agentrl.objectives.base import Losses, Normalization
+from agentrl.objectives.losses import Losses, Normalization
 from agentrl.objectives.policy import PolicyConfig, policy_objective, ratio_to_anchor
 from agentrl.objectives.surrogate import Clip, clip_metrics, clipped_surrogate
 
 if TYPE_CHECKING:
-    from agentrl.objectives.base import TokenBatch
+    from agentrl.objectives.losses import TokenBatch
 
 
 class ClipConfig(PolicyConfig):

@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from agentrl.objectives.base import Credit, Losses, Needs, Normalization, Objective, ObjectiveConfig, Teacher
+from agentrl.objectives.base import Objective, ObjectiveConfig
 from agentrl.objectives.corrections import Correction, correct, refusals
 from agentrl.objectives.distillation import teacher_gap
+from agentrl.objectives.losses import Losses, Normalization
+from agentrl.objectives.needs import Needs, Teacher
+from agentrl.objectives.signals import Credit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agentrl.objectives.base import GroupSignals, TokenBatch
+    from agentrl.objectives.losses import TokenBatch
+    from agentrl.objectives.signals import GroupSignals
 
 LEAST = 1e-8
 """Nats of disagreement over a rollout below which its tokens are weighted alike."""

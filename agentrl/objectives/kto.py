@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from agentrl.objectives.base import Credit, Losses, Needs, Objective, ObjectiveConfig
+from agentrl.objectives.base import Objective, ObjectiveConfig
+from agentrl.objectives.losses import Losses
+from agentrl.objectives.needs import Needs
 from agentrl.objectives.paired import NotNegative, Positive
 from agentrl.objectives.unpaired import label_metrics, labels_as_credit, with_mismatched
 
@@ -14,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from agentrl.examples import Example
-    from agentrl.objectives.base import GroupSignals, TokenBatch
+    from agentrl.objectives.losses import TokenBatch
+    from agentrl.objectives.signals import Credit, GroupSignals
 
 
 class KTOConfig(ObjectiveConfig):

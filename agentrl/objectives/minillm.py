@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from agentrl.objectives.base import Losses, Normalization, Teacher
 from agentrl.objectives.distillation import NO_REWARDS, Share, taught_needs, teacher_gap, with_rewards, without_effect
 from agentrl.objectives.grpo import CLIPPED, ClipConfig, clipped_tokens
+from agentrl.objectives.losses import Losses, Normalization
+from agentrl.objectives.needs import Teacher
 from agentrl.objectives.policy import policy_objective
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agentrl.objectives.base import Credit, GroupSignals, Needs, TokenBatch
+    from agentrl.objectives.losses import TokenBatch
+    from agentrl.objectives.needs import Needs
+    from agentrl.objectives.signals import Credit, GroupSignals
 
 
 class MiniLLMConfig(ClipConfig):

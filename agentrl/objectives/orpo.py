@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from agentrl.objectives.base import Losses, Needs, Objective, ObjectiveConfig, Term
+from agentrl.objectives.base import Objective, ObjectiveConfig
+from agentrl.objectives.losses import Losses, Term
+from agentrl.objectives.needs import Needs
 from agentrl.objectives.paired import Positive, of_pairs, reward_metrics, rows_as_pairs, token_metrics
 
 if TYPE_CHECKING:
     import torch
 
-    from agentrl.objectives.base import TokenBatch
+    from agentrl.objectives.losses import TokenBatch
 
 
 class ORPOConfig(ObjectiveConfig):

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from agentrl.objectives.base import Losses, Needs, Normalization, Objective, ObjectiveConfig
+from agentrl.objectives.base import Objective, ObjectiveConfig
 from agentrl.objectives.corrections import Correction, correct, refusals
 from agentrl.objectives.credit import Baseline, compared_rewards, contradictions, shaped_rewards
 from agentrl.objectives.entropy import adapted_entropy_coefficient, highest, needed
 from agentrl.objectives.kl import KLEstimator, adapted_coefficient, reference_kl
+from agentrl.objectives.losses import Losses, Normalization
+from agentrl.objectives.needs import Needs
 from agentrl.objectives.surrogate import importance_ratio
 
 if TYPE_CHECKING:
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from agentrl.objectives.base import StepColumns, TokenBatch
+    from agentrl.objectives.losses import TokenBatch
+    from agentrl.objectives.signals import StepColumns
 
 MASKED = "correction/masked"
 """1 where a token was left out, by whatever."""

@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from agentrl.objectives.base import Critic, Losses, Needs, Normalization
 from agentrl.objectives.gae import critic_advantages
 from agentrl.objectives.grpo import CLIPPED, ClipConfig, clipped_tokens
 from agentrl.objectives.kl import KLEstimator
+from agentrl.objectives.losses import Losses, Normalization
+from agentrl.objectives.needs import Critic, Needs
 from agentrl.objectives.policy import policy_needs, policy_objective
 from agentrl.objectives.surrogate import clip_metrics, clipped_surrogate, importance_ratio
 
 if TYPE_CHECKING:
     import torch
 
-    from agentrl.objectives.base import TokenBatch
+    from agentrl.objectives.losses import TokenBatch
 
 
 class PPOConfig(ClipConfig):

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from agentrl.objectives.base import Losses, Needs, Objective, ObjectiveConfig
+from agentrl.objectives.base import Objective, ObjectiveConfig
+from agentrl.objectives.losses import Losses
+from agentrl.objectives.needs import Needs
 from agentrl.objectives.sft import no_advantages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from agentrl.examples import Example, Text
-    from agentrl.objectives.base import TokenBatch
+    from agentrl.objectives.losses import TokenBatch
 
 
 class ProcessRewardModelConfig(ObjectiveConfig):

@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from agentrl.objectives.base import Credit, Losses, Needs, Objective, ObjectiveConfig
+from agentrl.objectives.base import Objective, ObjectiveConfig
+from agentrl.objectives.losses import Losses
+from agentrl.objectives.needs import Needs
+from agentrl.objectives.signals import Credit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
 
-    from agentrl.objectives.base import GroupSignals, TokenBatch
+    from agentrl.objectives.losses import TokenBatch
+    from agentrl.objectives.signals import GroupSignals
 
 PAIR = (0, 1)
 """Places of the chosen and the rejected text of a row."""
@@ -81,6 +85,7 @@ REWARD_MODEL = Objective(
     needs=lambda config: Needs(pairs=True, output="score"),
     data="preference",
     formula="-log sigmoid(R(chosen) - R(rejected) - margin) + center_coefficient (R(chosen) + R(rejected))^2, mean over pairs",
+    reads=("margin",),
     source="arXiv:2203.02155, eq. 1; margin: arXiv:2307.09288, eq. 2; centring: arXiv:2312.09244",
     summary="A reward model of whole answers, from pairs of which one is better.",
 )

@@ -8,17 +8,18 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from agentrl.objectives.advantages import STD_EPS, sample_std
-from agentrl.objectives.base import Credit, Losses
 from agentrl.objectives.credit import Baseline, compared_rewards
 from agentrl.objectives.grpo import ClipConfig
 from agentrl.objectives.kl import KLEstimator
+from agentrl.objectives.losses import Losses
 from agentrl.objectives.policy import log_ratio_to_anchor, policy_objective
 from agentrl.objectives.surrogate import clip_metrics, clipped_surrogate, importance_ratio
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agentrl.objectives.base import GroupSignals, TokenBatch
+    from agentrl.objectives.losses import TokenBatch
+    from agentrl.objectives.signals import Credit, GroupSignals
 
 
 class RLOOConfig(ClipConfig):

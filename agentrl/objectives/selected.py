@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from agentrl.objectives.base import Losses, Needs, Normalization
 from agentrl.objectives.grpo import ClipConfig, clipped_tokens
+from agentrl.objectives.losses import Losses, Normalization
 from agentrl.objectives.policy import PolicyConfig, log_ratio_to_anchor, policy_needs, policy_objective, policy_select, ratio_to_anchor
 from agentrl.objectives.surrogate import importance_ratio
 
 if TYPE_CHECKING:
-    from agentrl.objectives.base import StepColumns, TokenBatch
+    from agentrl.objectives.losses import TokenBatch
+    from agentrl.objectives.needs import Needs
+    from agentrl.objectives.signals import StepColumns
 
 Share = Annotated[float, Field(gt=0, le=1)]
 

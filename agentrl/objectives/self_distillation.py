@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from agentrl.objectives.base import Losses, Needs, Objective, ObjectiveConfig, Teacher, Term
+from agentrl.objectives.base import Objective, ObjectiveConfig
 from agentrl.objectives.grpo import ClipConfig, clipped_tokens
+from agentrl.objectives.losses import Losses, Term
+from agentrl.objectives.needs import Needs, Teacher
 from agentrl.objectives.policy import policy_needs, policy_objective
 from agentrl.objectives.sft import no_advantages
 from agentrl.teacher_prompt import TeacherPrompt, missing_places
@@ -16,7 +18,7 @@ from agentrl.teacher_prompt import TeacherPrompt, missing_places
 if TYPE_CHECKING:
     import torch
 
-    from agentrl.objectives.base import TokenBatch
+    from agentrl.objectives.losses import TokenBatch
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from agentrl.objectives.base import Losses, Normalization
 from agentrl.objectives.grpo import ClipConfig
+from agentrl.objectives.losses import Losses, Normalization
 from agentrl.objectives.policy import log_ratio_to_anchor, policy_objective
 from agentrl.objectives.surrogate import clip_metrics, clipped_surrogate, importance_ratio
 
 if TYPE_CHECKING:
-    from agentrl.objectives.base import TokenBatch
+    from agentrl.objectives.losses import TokenBatch
 
 
 class GSPOConfig(ClipConfig):

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from agentrl.objectives.base import Losses, Needs, Objective, ObjectiveConfig
+from agentrl.objectives.base import Objective, ObjectiveConfig
+from agentrl.objectives.losses import Losses
+from agentrl.objectives.needs import Needs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agentrl.objectives.base import GroupSignals, TokenBatch
+    from agentrl.objectives.losses import TokenBatch
+    from agentrl.objectives.signals import GroupSignals
 
 
 class SftConfig(ObjectiveConfig):

@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from agentrl.objectives.base import Credit, Losses, Needs, Objective, ObjectiveConfig
+from agentrl.objectives.base import Objective, ObjectiveConfig
+from agentrl.objectives.losses import Losses
+from agentrl.objectives.needs import Needs
+from agentrl.objectives.signals import Credit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agentrl.objectives.base import GroupSignals, TokenBatch
+    from agentrl.objectives.losses import TokenBatch
+    from agentrl.objectives.signals import GroupSignals
 
 STUB_CHARS = 10
 """A completion of one line and fewer characters is a stub (arXiv:2604.01193 filters such; the number is that of TRL's trainer)."""

@@ -8,15 +8,19 @@ import numpy as np
 from pydantic import model_validator
 
 from agentrl.errors import ConfigError
-from agentrl.objectives.base import Credit, Losses, Needs, Objective, ObjectiveConfig, Term
+from agentrl.objectives.base import Objective, ObjectiveConfig
 from agentrl.objectives.cpo import check_compared, compared
+from agentrl.objectives.losses import Losses, Term
+from agentrl.objectives.needs import Needs
 from agentrl.objectives.paired import NotNegative, Positive, Smoothing, of_pairs, reward_metrics, token_metrics, where_in
+from agentrl.objectives.signals import Credit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from agentrl.examples import Example
-    from agentrl.objectives.base import GroupSignals, TokenBatch
+    from agentrl.objectives.losses import TokenBatch
+    from agentrl.objectives.signals import GroupSignals
 
 
 class TPOConfig(ObjectiveConfig):

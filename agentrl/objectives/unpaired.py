@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from agentrl.examples import Text
-from agentrl.objectives.base import Credit
+from agentrl.objectives.signals import Credit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import torch
 
     from agentrl.examples import Example
-    from agentrl.objectives.base import GroupSignals, TokenBatch
+    from agentrl.objectives.losses import TokenBatch
+    from agentrl.objectives.signals import GroupSignals
 
 
 def labels_as_credit(groups: Sequence[GroupSignals], parts: Mapping[str, float] | None = None) -> list[Credit]:

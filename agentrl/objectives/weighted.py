@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from agentrl.objectives.base import Losses, Normalization
 from agentrl.objectives.credit import Baseline
+from agentrl.objectives.losses import Losses, Normalization
 from agentrl.objectives.policy import PolicyConfig, log_ratio_to_anchor, policy_objective, ratio_to_anchor
 from agentrl.objectives.surrogate import MAX_LOG_RATIO
 
 if TYPE_CHECKING:
-    from agentrl.objectives.base import TokenBatch
+    from agentrl.objectives.losses import TokenBatch
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

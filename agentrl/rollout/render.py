@@ -43,7 +43,8 @@ LONG_CHARS = 20_000
 """Tokenizing more than this takes milliseconds: not on an event loop."""
 CACHED_PROMPTS = 64
 
-_CUT = "\ufdd0"  # a noncharacter: text is tokenized in pieces around it, and it is never tokenized itself
+CUT = "\ufdd0"
+"""A noncharacter: text is tokenized in pieces around it, and it is never tokenized itself."""
 _QUESTION, _STAND_IN, _NEXT, _CALLED = "agentrlquestion", "agentrlanswer", "agentrlnext", "agentrlcalled"
 
 
@@ -75,7 +76,7 @@ class Renderer:
         self._has_template = bool(tokenizer.chat_template)
         self._tool_prefix: list[Message] | None = None
         self._added = {token: added.content for token, added in tokenizer.added_tokens_decoder.items()}
-        self._control = _alternatives([added.content for added in tokenizer.added_tokens_decoder.values() if added.special])
+        self._control = alternatives([added.content for added in tokenizer.added_tokens_decoder.values() if added.special])
         self._turn_end: int | None = None
         self._tool_end: int | None = None
         self._shows_text = True
@@ -177,10 +178,10 @@ class Renderer:
         if self._control is None:
             return message
         said = {key: message[key] for key in ("content", "name") if isinstance(message.get(key), str)}
-        return {**message, **{key: self._control.sub(lambda found: found[0][0] + _CUT + found[0][1:], text) for key, text in said.items()}}
+        return {**message, **{key: defused(text, self._control) for key, text in said.items()}}
 
     def _encode_defused(self, text: str) -> list[int]:
-        return [token for part in text.split(_CUT) for token in self._encode(part, False)]
+        return [token for part in text.split(CUT) for token in self._encode(part, False)]
 
     def text(self, ids: np.ndarray) -> str:
         """The text of sampled ids without their end token; special tokens stay visible, broken UTF-8 becomes U+FFFD."""
@@ -276,7 +277,13 @@ def _answer_end(text: str, prefix: list[Message]) -> int:
     return max((text.find(mark) + len(mark) for mark in marks if mark in text), default=0)
 
 
-def _alternatives(texts: list[str]) -> re.Pattern[str] | None:
+def defused(text: str, control: re.Pattern[str]) -> str:
+    """A text with a `CUT` in each special token that can be read in it."""
+    return control.sub(lambda found: found[0][0] + CUT + found[0][1:], text)
+
+
+def alternatives(texts: Iterable[str]) -> re.Pattern[str] | None:
+    """What finds one of these texts, the longest first; None where none is long enough to be cut."""
     long_enough = [re.escape(text) for text in sorted(texts, key=len, reverse=True) if len(text) > 1]
     return re.compile("|".join(long_enough)) if long_enough else None
 

@@ -18,9 +18,10 @@ import trio
 
 from agentrl.engines.teacher_client import TeacherServers
 from agentrl.errors import EnvironmentFailure, RequestRefused
-from agentrl.records import Rollout, Row, Score, Turn, rows_of
+from agentrl.records import Rollout, Score, Turn
 from agentrl.rollout.pool import alone
 from agentrl.rollout.render import off_loop
+from agentrl.rows import Row, rows_of
 from agentrl.teacher_prompt import TEACHER, Attempt, composed, shown_to, top_names
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from agentrl.objectives.grpo import GRPOConfig, clipped_tokens
 from agentrl.objectives.policy import policy_objective
 
 if TYPE_CHECKING:
-    from agentrl.objectives.base import Losses, TokenBatch
+    from agentrl.objectives.losses import Losses, TokenBatch
 
 
 class UncorrectedConfig(GRPOConfig):

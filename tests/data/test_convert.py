@@ -140,11 +140,20 @@ def test_an_objective_gets_what_it_takes_or_says_so(drawn):
     for kind, accepted in ACCEPTED.items():
         if found.schema in accepted:
             last = check_kind(kind, found)
+            if kind == "prompts" and isinstance(row["prompt"], str) and not row["prompt"].strip():
+                with pytest.raises(RowFault, match="`prompt` must be text that is not empty"):
+                    rows_for(kind, row, found)
+                continue
             for made in rows_for(kind, row, found):
                 check_row(made, last)
         else:
             with pytest.raises(ConfigError, match=f"the dataset has .*{found.schema}.* and the objective learns from {kind} data"):
                 rows_for(kind, row, found)
+
+
+def test_other_columns_of_a_prompt_are_none_of_its_business():
+    row = {"prompt": "a", "completions": ["b"], "margin": 1}
+    assert rows_for("prompts", row, detect(row, "prompts")) == [row]
 
 
 @given(mutated())

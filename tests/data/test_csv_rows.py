@@ -77,6 +77,10 @@ def test_a_cell_that_does_not_say_what_its_column_is_for_is_a_fault(written, row
         ("a,\n1,2\n", "line 1: .* got one without a name"),
         ('a,b\n1,2\n"x,2\n', "line 3: not CSV .*unexpected end of data"),
         ('a,b\n"x"y,2\n', "line 2: not CSV"),
+        ("a, b\n1, 2\n", "line 1: a column's name has no spaces around it, got ' b'; take out the spaces"),
+        ("a;b\n1;2\n", "line 1: commas stand between the cells of a .csv file, got semicolons, 'a;b'; save it with commas"),
+        ("a\tb\n1\t2\n", "line 1: commas stand .* got tabs, .*; name the file .tsv"),
+        ("a,b\n1,2\n".encode("utf-16"), r"not UTF-8 \(it looks like UTF-16\); save the file as UTF-8"),
         (b"a,b\n1,2\n\xff,2\n", "not UTF-8 .*; save the file as UTF-8"),
     ],
 )
@@ -90,3 +94,13 @@ def test_a_corrupt_file_is_refused_with_the_place(written, content, message):
 def test_rows_without_cells_are_left_alone():
     row = {"label": "true"}
     assert from_cells(row) is row
+
+
+def test_a_file_of_tabs_has_no_commas_between_its_cells(written):
+    with pytest.raises(ConfigError, match=r"line 1: tabs stand between the cells of a \.tsv file, got commas, 'a,b'; name the file \.csv"):
+        CsvRows(written("a,b\n1,2\n", "a.tsv"))
+
+
+def test_a_name_in_capitals_says_what_a_small_one_says(written):
+    path = written("a\tb\n1\t2\n", "a.tsv.gz")
+    assert list(CsvRows(path.rename(path.with_name("A.TSV.GZ")))) == [{"a": "1", "b": "2"}]

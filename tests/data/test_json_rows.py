@@ -151,3 +151,39 @@ def test_a_scan_begins_at_any_row_and_counts_all(written):
     with pytest.raises(StopIteration) as end:
         next(scan)
     assert end.value.value == 4
+
+
+def test_a_name_in_capitals_is_compressed_too(written):
+    for name, read in (("a.jsonl.gz", JsonLines), ("a.json.gz", read_json)):
+        path = written(name, '{"a": 1}\n{"a": 2}\n')
+        assert list(read(path.rename(path.with_name(name.upper())))) == [{"a": 1}, {"a": 2}]
+
+
+def test_half_of_a_surrogate_pair_is_no_character_in_an_array_either(written):
+    rows = read_json(written("a.json", r'[{"a": "b"}, {"a": [{"b": "c \ud800 d"}]}, {"a": "\ud83d\ude00"}]'))
+    assert (rows[0], rows[2]) == ({"a": "b"}, {"a": "\U0001f600"})
+    with pytest.raises(RowFault, match=r"a\.json, row 2: the row must be text of whole characters, got half .* near 'c \? d'"):
+        rows[1]
+
+
+def test_a_file_that_somebody_writes_to_is_read_no_further(written):
+    content = '{"a": 1}\n{"a": 2}\n'
+    path = written("a.jsonl", content)
+    rows = JsonLines(path)
+    assert rows[0] == {"a": 1}
+    with path.open("a") as file:
+        file.write('{"a": 3}\n')
+    with pytest.raises(ConfigError, match=r"a\.jsonl has changed while it was read: start again when nothing writes to it"):
+        rows[1]
+
+
+def test_a_file_that_another_took_the_place_of_is_not_read_by_the_old_places(written):
+    path = written("a.jsonl", '{"a": 1}\n{"a": 2}\n')
+    rows = JsonLines(path)
+    written("b.jsonl", '{"b": 1}\n{"b": 2}\n').replace(path)
+    with pytest.raises(ConfigError, match=r"a\.jsonl has changed"):
+        rows[1]
+    gone = JsonLines(path)
+    path.unlink()
+    with pytest.raises(ConfigError, match="cannot read the dataset"):
+        gone[0]

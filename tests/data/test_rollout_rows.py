@@ -22,8 +22,8 @@ from agentrl.data.sources import open_rows
 from agentrl.errors import ConfigError
 from agentrl.objectives.sft import IMITATION
 from agentrl.quickstart.tokenizer import build_tokenizer
-from agentrl.records import rows_of
 from agentrl.rollout_log import RolloutLog
+from agentrl.rows import rows_of
 
 
 def saved(folder, groups):

@@ -71,6 +71,8 @@ def test_a_completion_with_a_label_is_no_supervised_row():
             {"instruction": "a", "output": "b"},
             r'nearest is prompt_completion.*data\.columns={"instruction": "prompt", "output": "completion"}',
         ),
+        ({"PROMPT": "a", " Completion": "b"}, r'data\.columns={"PROMPT": "prompt", " Completion": "completion"}'),
+        ({"Question": "a", "ANSWER": "b"}, r'data\.columns={"Question": "prompt", "ANSWER": "completion"}'),
         ({"promt": "a", "completion": "b"}, r'data\.columns={"promt": "prompt"}'),
         ({"chosen": "a"}, r"nearest is preference, which has `chosen`, `rejected`: add `rejected`"),
         ({"completion": "a", "label": True}, r"nearest is unpaired_preference.*: add `prompt`"),
@@ -131,6 +133,12 @@ LABELLED = {"prompt": "a", "completion": "b", "label": True}
         ({**PAIR, "rejected": "b"}, "rejected", "another completion than `chosen`, got the same one"),
         ({**PAIR, "chosen": [ASSISTANT]}, "rejected", "a list of messages"),
         ({**PAIR, "margin": "1"}, "margin", "a finite number, got the text '1'"),
+        ({**PAIR, "margin": 10**400}, "margin", r"a finite number, got a number of more than 60 digits; the largest is 3.4e\+38"),
+        ({**PAIR, "weight": 10**5000}, "weight", "a finite number, got a number of more than 60 digits"),
+        ({**PAIR, "weight": 1e39}, "weight", r"a finite number, got the number 1e\+39; the largest is 3.4e\+38"),
+        ({**PAIR, "margin": float("inf")}, "margin", r"a finite number, got the number inf"),
+        ({"input_ids": [1, 2, 10**30]}, r"input_ids[2]", r"below 2\^31, got the number 1000"),
+        ({"input_ids": [1, 2**31, 2]}, r"input_ids[1]", r"below 2\^31, got the number 2147483648"),
         ({**PAIR, "margin": True}, "margin", "a finite number"),
         ({**PAIR, "margin": float("nan")}, "margin", "a finite number"),
         ({**PAIR, "weight": -1}, "weight", "0 or more"),
@@ -218,3 +226,9 @@ def test_what_is_worth_knowing_is_noted():
     assert not list(notes({**row, "rejected": "x"}, detect(row)))
     row = {"prompt": "hi", "chosen": [USER, ASSISTANT], "rejected": [USER, OTHER]}
     assert "`prompt` is not used" in next(notes(row, detect(row)))
+    for row in ({"prompt": "", "completion": "b"}, {**PAIR, "prompt": ""}, {**LABELLED, "prompt": ""}):
+        assert "the first token of a completion is not trained" in next(notes(row, detect(row)))
+    for row in (TALK, {"prompt": [USER], "completion": [ASSISTANT]}):
+        assert not list(notes(row, detect(row)))
+        begun = {**row, "prompt": [USER, {"role": "assistant", "content": "It"}]}
+        assert "is a further turn, and not the rest of that message" in next(notes(begun, detect(begun)))

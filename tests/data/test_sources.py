@@ -1,8 +1,10 @@
 """Where rows come from: files, folders, what `datasets` saved, the Hub, and Python objects."""
 
 import json
+import os
 
 import datasets
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -202,6 +204,8 @@ def test_python_objects_are_rows():
         open_rows([3])[0]
     with pytest.raises(RowFault, match="whose keys are names"):
         open_rows([{1: 2}])[0]
+    with pytest.raises(RowFault, match="the dataset, row 1: the row must be text of whole characters"):
+        open_rows([{"text": "a\udc00"}])[0]
 
 
 @settings(max_examples=50)
@@ -212,3 +216,14 @@ def test_rows_of_every_schema_keep_their_bytes(tmp_path_factory, rows):
     (folder / "b.json").write_text(json.dumps(rows))
     for name in ("a.jsonl", "b.json"):
         assert [json.dumps(row) for row in open_rows(folder / name)] == [json.dumps(row) for row in rows]
+
+
+def test_numbers_of_numpy_are_numbers_in_lists_too():
+    row = {"label": np.bool_(True), "labels": [np.bool_(True), np.bool_(False)], "input_ids": (np.int64(3),), "ids": np.array([[1]])}
+    assert repr(open_rows([row])[0]) == repr({"label": True, "labels": [True, False], "input_ids": [3], "ids": [[1]]})
+
+
+def test_a_pipe_is_no_dataset(tmp_path):
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(ConfigError, match=r"is a pipe or a device, .* write it to a file first"):
+        open_rows(str(tmp_path / "a.jsonl"))

@@ -124,7 +124,8 @@ def test_requests_that_are_refused_or_late_raise_and_the_next_ones_work(engine, 
         client = await EmbeddedEngine.connect(engine.socket_path, timeout_s=START_S)
         with pytest.raises(SamplerUnavailable, match="leaves no room in the context of 256"):
             await client.generate(make_request(np.zeros(256)))
-        hurried = await EmbeddedEngine.connect(engine.socket_path, timeout_s=0.02)
+        hurried = await EmbeddedEngine.connect(engine.socket_path, timeout_s=START_S)
+        hurried._timeout_s = 0.02  # of its requests alone: connecting may take longer
         with pytest.raises(SamplerUnavailable, match=r"did not finish a request within 0\.02 s"):
             await hurried.generate(make_request([1], 250))
         completion = await client.generate(make_request([1], 3))
@@ -201,9 +202,9 @@ time.sleep(600)
         ended = os.pidfd_open(pid)
         parent.kill()
         parent.wait()
-        readable, _, _ = select.select([ended], [], [], 5)
+        readable, _, _ = select.select([ended], [], [], 10)
         os.close(ended)
-    assert readable, "the engine still runs 5 s after its parent was killed"
+    assert readable, "the engine still runs 10 s after its parent was killed"
 
 
 def fake_engine(path, answer):
@@ -243,7 +244,7 @@ def test_a_checksum_that_differs_is_an_error(tmp_path):
         return Published(id=message.id, version=message.version, checksum="0" * 32)
 
     thread = fake_engine(tmp_path / "sock", answer)
-    publisher = EmbeddedPublisher.connect(tmp_path / "sock", timeout_s=5)
+    publisher = EmbeddedPublisher.connect(tmp_path / "sock", timeout_s=60)
     with pytest.raises(PublishError, match="the engine read back 0000"):
         publisher.publish([("a", torch.ones(1))], Version(step=1))
     publisher.close()
@@ -252,8 +253,8 @@ def test_a_checksum_that_differs_is_an_error(tmp_path):
 
 def test_an_engine_that_never_answers_is_an_error(tmp_path):
     thread = fake_engine(tmp_path / "sock", None)
-    publisher = EmbeddedPublisher.connect(tmp_path / "sock", timeout_s=0.2)
-    with pytest.raises(PublishError, match=r"did not answer Publish within 0\.2 s"):
+    publisher = EmbeddedPublisher.connect(tmp_path / "sock", timeout_s=2)  # which connecting keeps too
+    with pytest.raises(PublishError, match="did not answer Publish within 2 s"):
         publisher.publish([("a", torch.ones(1))], Version(step=1))
     thread.join()
 

@@ -61,7 +61,7 @@ def test_another_machine_is_sent_the_weights_over_tcp(publisher: Callable[..., V
 
     def receive(body: dict[str, Any]) -> None:
         info = body["update_info"]
-        with socket.create_connection((info["host"], info["port"]), timeout=5) as stranger:
+        with socket.create_connection((info["host"], info["port"]), timeout=60) as stranger:
             send_header(stranger, {"token": "guess"})
             assert stranger.recv(1) == b""
         with ThreadPoolExecutor(2) as workers:
@@ -71,7 +71,7 @@ def test_another_machine_is_sent_the_weights_over_tcp(publisher: Callable[..., V
 
     def take(info: dict[str, Any], rank: int) -> Receipt:
         receipt = Receipt()
-        with socket.create_connection((info["host"], info["port"]), timeout=5) as peer:
+        with socket.create_connection((info["host"], info["port"]), timeout=60) as peer:
             send_header(peer, {"token": info["token"], "rank": rank, "world_size": 2})
             for name, tensor in receive_tensors(peer):
                 receipt.add(name, tensor)

@@ -1,5 +1,7 @@
 """Side by side, cut off, one after the other; and what episodes cost."""
 
+import re
+
 import pytest
 from kit_fakes import checked
 
@@ -79,14 +81,16 @@ async def deadlines(kit):
 
 
 def test_what_does_not_come_back_fails(tmp_path):
-    found = checked(deadlines, "ScoreHangs", tmp_path, processes=2, timeout_s=0.5, num_tasks=1)
+    found = checked(deadlines, "ScoreHangs", tmp_path, processes=2, timeout_s=2, num_tasks=1)  # a start may take a while on a busy machine
     assert found.status == "failed"
-    assert "score took longer than 0.5 s" in found.got
+    assert "score took longer than 2 s" in found.got
 
 
 def test_what_is_slow_is_a_warning_and_times_are_told(tmp_path):
-    found = checked(deadlines, "SlowTool", tmp_path, timeout_s=0.7, num_tasks=1)
-    assert found.status == "warning"
-    assert "tool double took up to 0.2 s" in found.got
-    assert found.facts["tool double_ms"]["median"] >= 200
+    found = checked(deadlines, "SlowTool", tmp_path, timeout_s=3, num_tasks=1)
+    assert found.status == "warning", found.got
+    took = re.search(r"tool double took up to (\d\.\d) s", found.got)
+    assert took is not None, found.got
+    assert 0.8 <= float(took[1]) < 3
+    assert found.facts["tool double_ms"]["median"] >= 800
     assert checked(deadlines, "Good", tmp_path / "more").status == "ok"

@@ -51,8 +51,11 @@ def test_tasks_that_differ_between_processes_fail(name, said, tmp_path):
 
 
 def test_tasks_that_hang_are_ended_and_named(tmp_path):
-    first, second = ask_twice(spec_of("TasksHang"), (), 2, tmp_path, timeout_s=5, within_s=4)
-    assert first.wrong == second.wrong == "tasks('train'): did not end within 4 s"
+    for within_s in (4, 60):
+        first, second = ask_twice(spec_of("TasksHang"), (), 2, tmp_path, timeout_s=5, within_s=within_s)
+        if first.wrong.startswith("tasks") and second.wrong.startswith("tasks"):
+            break  # else a busy machine has not come so far in so short a time
+    assert first.wrong == second.wrong == f"tasks('train'): did not end within {within_s} s"
     assert check_tasks(first, second).status == "failed"
 
 

@@ -47,9 +47,17 @@ class Broken(Program):
 
 
 class Hanging(Program):
-    """Leaves a process behind and never ends."""
+    """Starts a process, writes the ids of both to the row's `told`, and never ends."""
 
-    command = (sys.executable, "-c", "import subprocess, time; subprocess.Popen(['sleep', '600']); time.sleep(600)")
+    command = (
+        sys.executable,
+        "-c",
+        "import json, os, subprocess, time\n"
+        "child = subprocess.Popen(['sleep', '600'])\n"
+        "with open(json.loads(os.environ['AGENTRL_TASK'])['told'], 'w') as told:\n"
+        "    told.write(f'{os.getpid()} {child.pid}')\n"
+        "time.sleep(600)",
+    )
 
 
 class Leaving(Program):
@@ -75,4 +83,6 @@ class Blocking(Program):
 
     async def agent(self, task: Any, endpoint: Any) -> None:
         (self.folder / "kept.txt").write_text("x")
+        with open(task.row["told"], "w") as told:  # noqa: ASYNC230 - it blocks anyway
+            told.write(str(self.folder))
         threading.Event().wait()

@@ -14,8 +14,8 @@ import transformers
 
 from agentrl import objectives
 from agentrl.objectives import Credit, GroupSignals, MemberSignals, TokenBatch
-from agentrl.objectives.base import StepColumns
-from agentrl.records import rows_of
+from agentrl.objectives.signals import StepColumns
+from agentrl.rows import rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -180,6 +180,7 @@ def test_layers_are_chosen_by_number_name_and_exclusion(lora: dict[str, Any], la
         ({"exclude_modules": ["nothing"]}, r"learner\.lora\.exclude_modules has 'nothing'"),
         ({"modules_to_save": ["score"]}, r"learner\.lora\.modules_to_save has 'score'"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save has lm_head, .* one matrix"),
+        ({"target_modules": ["lm_head", "q_proj"]}, r"adapts the output layer, .* one matrix"),
         ({"layers": [2]}, r"learner\.lora\.layers has 2, and the model has 2 layers, numbered from 0"),
         ({"layers": [0], "target_modules": ".*q_proj"}, r"learner\.lora\.layers=\[0\] needs target_modules to be names"),
     ],

@@ -9,8 +9,10 @@ import pytest
 import torch
 from test_logprobs import Largest
 
-from agentrl.learner.divergence import Projection, TopTokens, bucketed, chosen_logprobs, divergence, top_tokens
+from agentrl.learner.divergence import divergence
 from agentrl.learner.logprobs import Head
+from agentrl.learner.projection import Projection
+from agentrl.learner.top_tokens import TopTokens, bucketed, chosen_logprobs, top_tokens
 
 POSITIONS, STUDENT_SIZE, TEACHER_SIZE, WORDS = 7, 5, 9, 50
 BETAS = (0.0, 0.3, 0.5, 1.0)

@@ -16,7 +16,8 @@ from agentrl.errors import ConfigError, LearnerDiverged
 from agentrl.learner import Learner
 from agentrl.learner.lanes import LANE_PARAMETERS, lanes_where_they_help
 from agentrl.objectives import Losses, TokenBatch
-from agentrl.records import Group, SamplingContract, rows_of
+from agentrl.records import Group, SamplingContract
+from agentrl.rows import rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,7 +35,7 @@ def gradient(learner: Learner, groups: list[Group], **options: object) -> dict[s
     return fakes.gradient_at_rest(learner, groups, **options)[0]
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(seed=st.integers(0, 10_000), budget=st.integers(1, 120), shuffle=st.randoms(use_true_random=False))
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_the_gradient_does_not_depend_on_cuts_packings_or_orders(

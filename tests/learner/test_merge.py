@@ -14,7 +14,7 @@ from agentrl.errors import ConfigError
 from agentrl.learner.merge import merge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 IDS = torch.arange(3, 20)[None]
@@ -31,16 +31,16 @@ def logits(folder: Path | str, dtype: torch.dtype = torch.float32) -> torch.Tens
     return found
 
 
-def adapter_on(folder: str, out: Path, **options: object) -> Path:
+def adapter_on(folder: str, out: Path, layers: Sequence[str] = ("q_proj", "up_proj"), **options: object) -> Path:
     """An adapter that peft made and saved by itself, and that changes the model."""
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     torch.manual_seed(0)
-    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", **options))
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=[*layers], task_type="CAUSAL_LM", **options))
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
-    adapted.save_pretrained(out)
+    adapted.save_pretrained(out, save_embedding_layers=False)
     return out
 
 
@@ -53,6 +53,19 @@ def test_an_adapter_of_peft_is_merged(options: dict[str, object], model_folder: 
     assert merge(str(adapter), tmp_path / "merged") == folder
     torch.testing.assert_close(logits(tmp_path / "merged"), expected, rtol=0, atol=1e-5)
     assert (expected - logits(folder)).abs().max() > 0.1
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # peft's own, where it makes the adapter
+def test_an_adapter_of_the_output_layer_is_merged_whole_or_refused(model_folder: Callable[..., str], tmp_path: Path) -> None:
+    folder = model_folder(kind="qwen3", tie_word_embeddings=False)
+    adapter = adapter_on(folder, tmp_path / "own", ("q_proj", "lm_head"))
+    expected = peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(folder), adapter)(IDS).logits.detach()
+    merge(str(adapter), tmp_path / "merged")
+    torch.testing.assert_close(logits(tmp_path / "merged"), expected, rtol=0, atol=1e-5)
+    tied = adapter_on(model_folder(kind="qwen3", tie_word_embeddings=True), tmp_path / "tied", ("q_proj", "lm_head"))
+    with pytest.raises(ConfigError, match="adapts the output layer, and this model's head and embeddings are one matrix"):
+        merge(str(tied), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
 
 
 def test_the_types_of_the_weights_are_the_bases_unless_one_is_named(model_folder: Callable[..., str], tmp_path: Path) -> None:

@@ -65,7 +65,11 @@ def expected_pairs(groups: list[Group]) -> list[tuple[float, float]]:
     return sorted(found)
 
 
-@settings(max_examples=15, phases=[Phase.generate], suppress_health_check=[HealthCheck.function_scoped_fixture])  # shrinking is slow
+@settings(
+    max_examples=15,
+    phases=[Phase.generate],  # shrinking is slow
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     seed=st.integers(0, 1000),
     budget=st.integers(1, 200),

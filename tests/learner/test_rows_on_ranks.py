@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
+    "texts": {"name": "sft"},
+    "pairs": {"name": "dpo", "beta": 0.3},
     "noise": {"name": "sft", "neftune_alpha": 5.0},
     "score": {"name": "reward_model", "center_coefficient": 0.1},
     "labels": {"name": "process_reward_model"},
@@ -68,6 +70,8 @@ def test_two_ranks_do_what_one_does(sharding: str, options: dict[str, Any], mode
             found = rank[title]
             assert found["resumed_equal"]
             assert fakes.distance(found["weights"], dict(alone.named_weights())) < 1e-6
-            for mine, theirs in zip(found["metrics"], metrics, strict=True):
-                for name in mine.keys() - {"learner/computed_tokens", "learner/micro_batches"}:
+            for step, (mine, theirs) in enumerate(zip(found["metrics"], metrics, strict=True)):
+                # policy and reference are one at the first step: each margin is 0, and its sign is rounding's
+                signs = {"rewards/accuracies"} if step == 0 else set()
+                for name in mine.keys() - {"learner/computed_tokens", "learner/micro_batches"} - signs:
                     assert name.startswith("time/") or mine[name] == pytest.approx(theirs[name], rel=1e-6, abs=1e-9), name

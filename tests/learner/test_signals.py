@@ -13,7 +13,8 @@ from agentrl import objectives
 from agentrl.errors import LearnerDiverged
 from agentrl.learner.samples import candidates
 from agentrl.learner.signals import REFERENCE, VALUES, Signals, columns_of, signals_of
-from agentrl.records import Group, Score, Task, Version, rows_of
+from agentrl.records import Group, Score, Task, Version
+from agentrl.rows import rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,8 +13,8 @@ import transformers
 from test_scorer import gradient, padded
 
 from agentrl.errors import ConfigError
-from agentrl.learner.divergence import Projection
 from agentrl.learner.logprobs import Head
+from agentrl.learner.projection import Projection
 from agentrl.learner.smoothing import uniform_logprobs
 
 if TYPE_CHECKING:

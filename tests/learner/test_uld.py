@@ -10,10 +10,10 @@ import pytest
 import torch
 from trl_import import trl_module
 
-from agentrl.learner.divergence import Projection
 from agentrl.learner.logprobs import Head
+from agentrl.learner.projection import Projection
 from agentrl.learner.uld import Matched, Side, by_rank, compare
-from agentrl.objectives.base import Words
+from agentrl.objectives.needs import Words
 
 OWN, OTHER, WIDTH = 11, 14, 5
 OWN_GROUPS, OTHER_GROUPS = [0, 0, 1, 2, 2, 2, 3], [0, 1, 1, 2, 3, 3]

@@ -12,7 +12,7 @@ import transformers
 
 from agentrl.errors import LearnerDiverged
 from agentrl.objectives.sft import IMITATION
-from agentrl.records import rows_of
+from agentrl.rows import rows_of
 
 ADAPTIVE = {"name": "grpo", "beta": 0.1, "kl_target": 1.0, "baseline": "running", "scale_rewards": "none"}
 

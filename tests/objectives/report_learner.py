@@ -23,7 +23,8 @@ from report_cells import EXACT, Cell, verdict
 from report_ours import AFTER, adapted, configured
 
 from agentrl.config import TeacherConfig
-from agentrl.records import Group, Score, rows_of
+from agentrl.records import Group, Score
+from agentrl.rows import rows_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "learner"))
 import dataset_rows

@@ -19,12 +19,14 @@ from report_differences import BOUND, STENCIL, H
 from report_texts import TextRow
 
 from agentrl.learner.batch import parts_of, token_batch
-from agentrl.learner.divergence import Projection, TopTokens, bucketed, chosen_logprobs, divergence, top_tokens
+from agentrl.learner.divergence import divergence
 from agentrl.learner.logprobs import Head
 from agentrl.learner.loss import weighted
 from agentrl.learner.model import Scores
+from agentrl.learner.projection import Projection
 from agentrl.learner.samples import TAUGHT, Candidates, Member, Sample
 from agentrl.learner.signals import TEACHER, signals_of
+from agentrl.learner.top_tokens import TopTokens, bucketed, chosen_logprobs, top_tokens
 from agentrl.objectives import get, validate
 
 if TYPE_CHECKING:

@@ -28,9 +28,11 @@ from report_texts import prepare as prepare_texts
 from report_trl import merged
 
 from agentrl.learner.batch import token_batch
-from agentrl.learner.divergence import Projection, divergence, top_tokens
+from agentrl.learner.divergence import divergence
 from agentrl.learner.logprobs import Head
 from agentrl.learner.model import Scores as LearnerScores
+from agentrl.learner.projection import Projection
+from agentrl.learner.top_tokens import top_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

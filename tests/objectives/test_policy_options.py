@@ -13,8 +13,8 @@ from toys import batch, group, member, slopes
 
 from agentrl.errors import ConfigError
 from agentrl.objectives import StepColumns, get, validate
-from agentrl.objectives.base import Term
 from agentrl.objectives.corrections import CORRECTIONS, correct
+from agentrl.objectives.losses import Term
 from agentrl.objectives.registry import BUILT_IN
 
 NAMES = [objective.name for objective in BUILT_IN if objective.data is None]

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from rollout_fakes import in_turn
 from talk_plays import HI, RENDERER, TALK, TOKENIZER, own_tokens, play, sampled, sampler, trained_tokens
 
-from agentrl.records import Source, rows_of
+from agentrl.records import Source
+from agentrl.rows import rows_of
 
 
 def test_a_conversation_that_goes_on_keeps_the_sampled_tokens():

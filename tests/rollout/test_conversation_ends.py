@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import trio
 from rollout_fakes import FakeEngine, in_turn, make_task, thread_pool
-from talk_plays import HI, RENDERER, SPEC, TALK, TOKENIZER, play, sampler
+from talk_plays import HI, RENDERER, SPEC, TALK, TOKENIZER, Overdue, play, sampler
 
 from agentrl.config import RolloutConfig
 from agentrl.config_engine import SamplingConfig
@@ -76,12 +76,12 @@ def test_a_call_that_nobody_waits_for_is_cancelled():
     class Slow(FakeEngine):
         def __init__(self):
             super().__init__(in_turn("late"), TOKENIZER)
-            self.asked = self.cancelled = 0
+            self.asked, self.cancelled = threading.Event(), 0
 
         async def generate(self, request):
-            self.asked += 1
-            if self.asked > 1:
+            if self.asked.is_set():
                 return await super().generate(request)
+            self.asked.set()
             try:
                 await trio.sleep_forever()
             except trio.Cancelled:
@@ -92,8 +92,10 @@ def test_a_call_that_nobody_waits_for_is_cancelled():
     policy = Sampler(engine=engine, renderer=RENDERER, contract=SamplingContract())
 
     async def program(task, llm):
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(llm.chat([HI]), 0.05)
+        call = asyncio.ensure_future(llm.chat([HI]))
+        assert await asyncio.to_thread(engine.asked.wait, 60)  # a call that is dropped sooner is another test's
+        call.cancel()
+        await asyncio.wait([call])
         return float((await llm.chat([HI])).text == "late")
 
     TALK.PLAY = program
@@ -111,16 +113,17 @@ def test_a_call_that_nobody_waits_for_is_cancelled():
 
 
 def test_the_deadline_of_the_episode_cancels_the_program():
-    ended = []
+    ended, overdue = [], Overdue()
 
     async def program(task, llm):
+        overdue()
         try:
             await asyncio.Event().wait()
         finally:
             ended.append(True)
 
     before = TALK.Talk.closed
-    rollout, _ = play(program, in_turn("a"), rollout=RolloutConfig(episode_timeout_s=0.3))
+    rollout, _ = play(program, in_turn("a"), overdue=overdue)
     assert (rollout.ending, rollout.score.value) == ("timeout", None)
     assert ended == [True]
     assert TALK.Talk.closed == before + 2  # with the one that the worker makes first, to see whether it can be made
@@ -162,9 +165,10 @@ def test_a_mixture_of_errors_is_a_failure():
 
 
 def test_a_program_that_swallows_its_cancellation_gets_no_further_turn():
-    ended = threading.Event()
+    ended, overdue = threading.Event(), Overdue()
 
     async def program(task, llm):
+        overdue()
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
@@ -173,9 +177,9 @@ def test_a_program_that_swallows_its_cancellation_gets_no_further_turn():
             finally:
                 ended.set()
 
-    rollout, engine = play(program, in_turn("a"), rollout=RolloutConfig(episode_timeout_s=0.3))
+    rollout, engine = play(program, in_turn("a"), overdue=overdue)
     assert rollout.ending == "timeout"
-    assert ended.wait(5)
+    assert ended.wait(60)
     assert not engine.requests
 
 

@@ -16,7 +16,7 @@ from agentrl.config import RolloutConfig
 from agentrl.config_engine import SamplingConfig
 from agentrl.engines.protocol import Completion
 from agentrl.errors import ConfigError, SamplerUnavailable
-from agentrl.records import SamplingContract, Score, Source, Version, rows_of
+from agentrl.records import SamplingContract, Score, Source, Version
 from agentrl.rollout.episode import play_episode, play_group
 from agentrl.rollout.messages import Observation, Opened
 from agentrl.rollout.pool import EnvironmentTimeout
@@ -24,6 +24,7 @@ from agentrl.rollout.render import Renderer
 from agentrl.rollout.tool_formats.hermes import HERMES
 from agentrl.rollout.tool_formats.pythonic import LLAMA_PYTHONIC
 from agentrl.rollout.tree import Sampler, request_seed
+from agentrl.rows import rows_of
 
 TOKENIZER = make_tokenizer()
 RENDERER = Renderer(TOKENIZER)

@@ -77,7 +77,8 @@ def test_a_judge_that_fails_costs_its_own_pair_only(capsys):
 
 
 def test_a_judge_that_hangs_is_killed():
-    pool = EnvPool(f"{ENV}:Judged", [], RolloutConfig(env_workers=1, score_timeout_s=0.5))
+    # of the four scores and the other pair as well, which take no time: long enough for a machine that does much else
+    pool = EnvPool(f"{ENV}:Judged", [], RolloutConfig(env_workers=1, score_timeout_s=10))
     group, _ = play("hang", "longer", "x", "x", pool=pool)
     assert group.preferences == (None, 1.0)
     assert failed(group) == [1.0, None, None, None]

@@ -15,9 +15,10 @@ from rollout_fakes import CHATML, make_tokenizer
 from agentrl.dispatch import TeacherPlace
 from agentrl.engines.teacher_client import TeacherServers
 from agentrl.errors import SamplerUnavailable
-from agentrl.records import Rollout, SamplingContract, Score, Source, Task, TokenSpan, Turn, Version, VersionRun, rows_of
+from agentrl.records import Rollout, SamplingContract, Score, Source, Task, TokenSpan, Turn, Version, VersionRun
 from agentrl.rollout.render import Renderer
 from agentrl.rollout.teaching import Asked, Told, Tutor
+from agentrl.rows import rows_of
 from agentrl.teacher_prompt import TeacherPrompt
 
 A, B = "http://a", "http://b"

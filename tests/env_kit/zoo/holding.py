@@ -109,7 +109,7 @@ class SlowTool(Good):
         Args:
             number: any.
         """
-        time.sleep(0.2)
+        time.sleep(0.8)
         return 2 * number
 
 

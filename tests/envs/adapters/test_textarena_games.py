@@ -17,7 +17,8 @@ from agentrl import registry
 from agentrl.envs.adapters.textarena_match import GameSpec, Match, facts_of, listed_moves
 from agentrl.errors import ConfigError, EnvironmentFailure
 from agentrl.llm import BudgetSpent, Reply
-from agentrl.records import Task, rows_of
+from agentrl.records import Task
+from agentrl.rows import rows_of
 
 TICTACTOE = "textarena:TicTacToe-v0"
 ODD = sorted(name for name, rewards in odd_games.REWARDS.items() if name != "Fine")

@@ -3,7 +3,7 @@ import pytest
 from agentrl.rewards.unit_tests.functions import grade_functions, read_lines
 from agentrl.servers.sandbox import Limits
 
-LIMITS = Limits(cpu_s=2, wall_s=10, processes=16, file_mib=4)
+LIMITS = Limits(cpu_s=2, wall_s=120, processes=16, file_mib=4)
 
 
 def verdict(code, tests, **options):

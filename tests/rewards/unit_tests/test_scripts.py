@@ -3,7 +3,7 @@ import pytest
 from agentrl.rewards.unit_tests.scripts import Comparison, InputOutput, grade_script
 from agentrl.servers.sandbox import Limits
 
-LIMITS = Limits(cpu_s=2, wall_s=10, processes=16, file_mib=4, output_kib=64)
+LIMITS = Limits(cpu_s=2, wall_s=120, processes=16, file_mib=4, output_kib=64)
 ADD = "a, b = map(int, input().split())\nprint(a + b)"
 CASES = [InputOutput(input="1 2", output="3"), InputOutput(input="20 22\n", output="42\n")]
 
@@ -27,7 +27,7 @@ CASES = [InputOutput(input="1 2", output="3"), InputOutput(input="20 22\n", outp
     ],
 )
 def test_what_is_printed_decides(code, passed):
-    limits = Limits(cpu_s=1, wall_s=10, processes=16, file_mib=4, output_kib=64)
+    limits = Limits(cpu_s=1, wall_s=120, processes=16, file_mib=4, output_kib=64)
     grade = grade_script(code, CASES, limits=limits)
     assert [case.passed for case in grade.cases] == passed
     assert grade.verdict == ("pass" if all(passed) else "fail")
@@ -46,7 +46,7 @@ def test_later_cases_may_be_left_out():
 def test_large_inputs_and_outputs_pass_through():
     numbers = " ".join(map(str, range(50_000)))
     case = InputOutput(input=numbers, output=numbers)
-    limits = Limits(cpu_s=5, wall_s=10, output_kib=1024)
+    limits = Limits(cpu_s=5, wall_s=120, output_kib=1024)
     assert grade_script("print(input())", [case], limits=limits).verdict == "pass"
     assert grade_script("print(1)", [InputOutput(input=numbers, output="1")], limits=limits).verdict == "pass"
 

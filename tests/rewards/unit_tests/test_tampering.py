@@ -10,7 +10,7 @@ from agentrl.rewards.unit_tests.rows import grade_rows
 from agentrl.rewards.unit_tests.scripts import InputOutput, grade_script
 from agentrl.servers.sandbox import Limits
 
-LIMITS = Limits(cpu_s=2, wall_s=10, memory_mib=512, processes=16, file_mib=4, output_kib=256, open_files=64)
+LIMITS = Limits(cpu_s=2, wall_s=120, memory_mib=512, processes=16, file_mib=4, output_kib=256, open_files=64)
 CASES = ["add(1, 2) == 3", "assert add(20, 22) == 42, 'the sum is wrong'", "isinstance(add(1, 1), int) and not add(0, 0)"]
 FOLDER = Path(__file__).parents[2] / "cases"
 ROWS, ATTACKS = (

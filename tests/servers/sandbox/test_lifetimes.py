@@ -18,9 +18,9 @@ LINGER = "setsid sleep 61 & (setsid sleep 61 &) & nohup sleep 61 >/dev/null 2>&1
 
 @pytest.mark.parametrize("end", ["exit 0", "kill -9 $$", "exec sleep 61", "exec >&- 2>&- <&-; exec sleep 61"])
 def test_no_child_outlives_its_program(sandbox, end):
-    outcome = sandbox.run(["bash", "-c", LINGER + end], limits=limits(wall_s=0.5))
+    outcome = sandbox.run(["bash", "-c", LINGER + end], limits=limits(wall_s=10 if end in ("exit 0", "kill -9 $$") else 0.5))
     assert outcome.status in {"exit 0": ["exited"], "kill -9 $$": ["signalled"]}.get(end, ["timeout"])
-    assert outcome.seconds < 5
+    assert outcome.seconds < 50  # its children would have taken 61
     assert not inside(ground().scratch.path)
 
 
@@ -76,13 +76,12 @@ def test_a_session_that_destroys_itself_is_lost_and_begins_anew(sandbox, code):
 
 def test_everything_in_a_session_stands_still_between_calls(sandbox):
     session = sandbox.shell()
-    session.run("(while :; do echo x >> ticks; sleep 0.01; done) & sleep 0.2")
+    session.run("(while :; do echo x >> ticks; sleep 0.01; done) & until [ -s ticks ]; do sleep 0.01; done")
     first = len(sandbox.read("ticks"))
     outcome = sandbox.run(["sleep", "0.3"])
     assert outcome.ok
     assert len(sandbox.read("ticks")) == first
-    session.run("sleep 0.2")
-    assert len(sandbox.read("ticks")) > first
+    assert session.run(f"until [ $(wc -c < ticks) -gt {first} ]; do sleep 0.01; done").code == 0
 
 
 ORPHANS = """
@@ -124,7 +123,7 @@ def test_closing_a_sandbox_ends_a_program_without_a_verdict(sandbox):
             program.start()
         assert wait_until(lambda: len(inside(ground().scratch.path)) >= 5)
     for program in programs:
-        program.join(5)
+        program.join(60)
     assert sorted(errors) == ["this sandbox was closed; open another one", "this session was closed; start another one"]
 
 

@@ -1,5 +1,6 @@
 """What a warm program can do to the machine, to others, and to what comes after it: nothing."""
 
+import contextlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from agentrl.servers.sandbox.warm import WarmPool
 from agentrl.servers.sandbox.warm_watch import run_program
 
 SCRIPT = "agentrl.rewards.unit_tests.script:main"
-LIMITS = Limits(cpu_s=2, wall_s=10, memory_mib=256, processes=16, file_mib=4, output_kib=64, open_files=64)
+LIMITS = Limits(cpu_s=2, wall_s=120, memory_mib=256, processes=16, file_mib=4, output_kib=64, open_files=64)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_programs_get_input_and_say_how_they_ended(pool):
     ],
 )
 def test_limits_end_a_program_with_all_it_started(pool, code, status):
-    limits = Limits(cpu_s=1, wall_s=2 if "sleep(60)" in code else 10, memory_mib=256, processes=24, file_mib=4, output_kib=64)
+    limits = Limits(cpu_s=1, wall_s=5 if "sleep(60)" in code else 120, memory_mib=256, processes=24, file_mib=4, output_kib=64)
     outcome = run(pool, code, limits)
     assert outcome.status == status
     assert bool(outcome.reason)
@@ -180,7 +181,8 @@ def test_descriptors_are_only_its_own(pool):
 def test_nothing_is_left_running(pool):
     before = set(tree.members(os.getpid()))
     for _ in range(3):
-        run(pool, "import os\nfor _ in range(3):\n    os.fork()\nimport time\ntime.sleep(30)", Limits(cpu_s=1, wall_s=0.3))
+        with contextlib.suppress(SandboxUnavailable):  # a machine too busy to run it within 0.3 s; nothing may be left then either
+            run(pool, "import os\nfor _ in range(3):\n    os.fork()\nimport time\ntime.sleep(30)", Limits(cpu_s=1, wall_s=0.3))
     after = tree.members(os.getpid())
     states = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in after]
     assert set(after) == before
