@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from agentrl.data.defusing import Defusing
 from agentrl.data.differences import common_length, span_by_difference
 from agentrl.data.faults import RowFault, described
 from agentrl.data.marks import Marked, MarkedTemplate, compiled
@@ -20,7 +21,7 @@ from agentrl.data.message_rules import says_something
 from agentrl.data.openings import Opening
 from agentrl.data.tokens import Draft
 from agentrl.errors import ConfigError, EnvironmentFailure
-from agentrl.rollout.render import CUT, Renderer, alternatives, defused
+from agentrl.rollout.render import CUT, Renderer
 from agentrl.rollout.tool_detect import caller_of
 
 if TYPE_CHECKING:
@@ -72,8 +73,8 @@ class Chat:
         self._marked: dict[str, MarkedTemplate | None] = {}
         self._openings: dict[tuple[str, bool, str], Opening] = {}
         self._has_template = bool(tokenizer.chat_template)
-        self._control = alternatives(self._special)
-        self._turns = alternatives(self._turn_tokens()) if self._has_template else None
+        own = [getattr(tokenizer, name) for name in ("bos_token", "eos_token", "pad_token")]
+        self._defusing = Defusing(self._template if self._has_template else None, self._special, own)
         self._developer = self._has_template and _ASKED in self._template.tried([{"role": "developer", "content": _ASKED}, _asks()])
         blocks = [{"role": "user", "content": [{"type": "text", "text": _ASKED}]}]
         self._blocks = self._has_template and "'text'" not in (shown := self._template.tried(blocks)) and _ASKED in shown
@@ -124,19 +125,9 @@ class Chat:
             notes=frozenset(notes | defusing),
         )
 
-    def _turn_tokens(self) -> set[str]:
-        """Special tokens that stand around turns, and those around texts: what the assistant says holds none of them.
-
-        Others may be its own: marks of reasoning and of calls.
-        """
-        plain = self._template.tried([_asks(), {"role": "assistant", "content": _SAID}, _asks()])
-        around = {token for token in self._special if token in plain}
-        own = (self._tokenizer.bos_token, self._tokenizer.eos_token, self._tokenizer.pad_token)
-        return around | {token for token in own if token in self._special}
-
     def _cuts(self, task: _Task, text: str) -> tuple[int, ...]:
         """Characters inside of what is said that keep it from being read as special tokens. Raises `RowFault` where there is no telling."""
-        said = [self._defused(message) for message in task.messages]
+        said = [self._defusing.defused(message) for message in task.messages]
         if said == task.messages:
             return ()
         shown = self._try(replace(task, messages=said), said, generate=False)
@@ -149,14 +140,6 @@ class Chat:
             )
         parts = shown.split(CUT)
         return tuple(sum(map(len, parts[:count])) for count in range(1, len(parts)))
-
-    def _defused(self, message: Message) -> Message:
-        control, content = self._turns if message["role"] == "assistant" else self._control, message.get("content")
-        if control is None or not content:
-            return message
-        if isinstance(content, str):
-            return {**message, "content": defused(content, control)}
-        return {**message, "content": [{**block, "text": defused(block["text"], control)} for block in content]}
 
     def asked(
         self,

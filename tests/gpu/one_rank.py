@@ -26,7 +26,7 @@ from agentrl.learner.packing import pack
 
 def main(folder: str, out: Path) -> None:
     """Three losses and gradients, and whether a checkpoint of the shards comes back."""
-    config = fakes.run_config(learner={"device": "cuda", "dtype": "bfloat16", "sharding": "fsdp"})
+    config = fakes.run_config(learner={"device": "cuda", "dtype": "bfloat16", "sharding": "fsdp2"})
     accelerator = ranks.start(config)
     samples = candidates_of(make_examples("supervised"), objectives.Needs()).samples
     packed = pack(samples, accelerator.device, ragged=takes_ragged(accelerator.device, torch.bfloat16))
