@@ -101,8 +101,8 @@ class LearnerConfig(Config):
     """Gradients are clipped to this global L2 norm; null turns clipping off."""
     tokens_per_micro_batch: Positive = 16384
     """Most tokens of one packed forward; a longer row goes alone. It changes memory and speed, never the gradient."""
-    head_chunk_mib: Positive = 64
-    """Memory for the float32 logits of one chunk of trained positions, in MiB."""
+    head_chunk_mib: Positive | None = None
+    """Memory for the float32 logits of one tile of the vocabulary, in MiB; by default 64 on a CPU and 512 on CUDA."""
     gradient_checkpointing: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`cpu`, `cuda`, or `auto`: the first CUDA device where there is one."""

@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from agentrl.errors import ConfigError
+from agentrl.learner.transfer import on_device
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,6 +51,8 @@ class Segments:
     """Query-key pairs of causal attention inside the segments."""
     computed_pairs: int
     """The same with the padding of the calls."""
+    shared: bool
+    """Some token stands in several segments."""
 
     @staticmethod
     def of(tokens: Sequence[np.ndarray], num_tokens: int, device: torch.device, *, ragged: bool = False) -> Segments:
@@ -76,11 +79,12 @@ class Segments:
         lengths = [len(segment) for segment in ordered]
         return Segments(
             calls=tuple(calls),
-            gather=None if as_they_stand else torch.from_numpy(gather).to(device),
-            scatter=None if as_they_stand else torch.from_numpy(scatter).to(device),
-            boundaries=torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32, device=device) if ragged else None,
+            gather=None if as_they_stand else on_device(gather, device),
+            scatter=None if as_they_stand else on_device(scatter, device),
+            boundaries=on_device(np.array([0, *np.cumsum(lengths)], dtype=np.int32), device) if ragged else None,
             needed_pairs=sum(map(_pairs, lengths)),
             computed_pairs=sum(segments * _pairs(length) for segments, length in calls),
+            shared=sum(lengths) != num_tokens,
         )
 
 
@@ -148,7 +152,7 @@ def attend(
 ) -> torch.Tensor:
     """Causal attention inside each segment: [tokens, heads, size] and [tokens, kv_heads, size] twice -> [tokens, heads, size]."""
     if segments.gather is not None:
-        query, key, value = (tensor.index_select(0, segments.gather) for tensor in (query, key, value))
+        query, key, value = (selected(tensor, segments.gather, shared=segments.shared) for tensor in (query, key, value))
     if segments.boundaries is not None and takes_ragged(query.device, query.dtype) and _fits_flash(query, value):
         out = _ragged(query, key, value, segments.boundaries, segments.calls[0][1], scaling, window)
     else:
@@ -162,6 +166,15 @@ def attend(
             start = stop
         out = torch.cat(outs) if len(outs) > 1 else outs[0]
     return out if segments.scatter is None else out.index_select(0, segments.scatter)
+
+
+def selected(rows: torch.Tensor, places: torch.Tensor, *, shared: bool) -> torch.Tensor:
+    """[places, ...]: these rows. `shared` says whether some place may be named more than once.
+
+    On a GPU the gradient of `index_select` adds what such a row gets in no fixed order and rounds each sum to the row's type; that of an
+    index sorts first and adds in float32, so that a run can be repeated bit for bit.
+    """
+    return rows[places] if shared and rows.device.type == "cuda" else rows.index_select(0, places)
 
 
 def _fits_flash(query: torch.Tensor, value: torch.Tensor) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from agentrl.learner.signals import ENTROPY, REFERENCE, RETURNS, START, TEACHER, VALUES
+from agentrl.learner.transfer import on_device
 from agentrl.objectives.losses import TokenBatch
 from agentrl.teacher_prompt import is_top
 
@@ -145,7 +146,7 @@ def token_batch(
     active = [one for unit in units for one in unit]
 
     def column(numbers: Sequence[float] | np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(numbers), dtype=dtype).to(device)
+        return on_device(np.asarray(numbers), device).to(dtype)
 
     def tokens(name: str) -> torch.Tensor | None:
         if name not in active[0].credit.columns:
@@ -153,7 +154,7 @@ def token_batch(
         return column(np.concatenate([one.credit.columns[name] for one in active]))
 
     lengths = [one.sample.num_trained for one in active]
-    rollout = torch.from_numpy(np.repeat(np.arange(len(active)), lengths)).to(device)
+    rollout = on_device(np.repeat(np.arange(len(active)), lengths), device)
     roles = len(units[0]) if part.num_pairs else 0
     members = torch.arange(len(active), device=device).reshape(len(units), roles).unbind(1) if roles else ()
     extra = {name: tokens(name) for name in active[0].credit.columns if name not in KNOWN_COLUMNS and not is_top(name)}
@@ -173,7 +174,7 @@ def token_batch(
         returns=tokens(RETURNS),
         staleness=column(step - np.concatenate([one.sample.version_steps for one in active])),
         columns={name: values for name, values in extra.items() if values is not None},
-        rival=torch.tensor([one.credit.rival for one in active], device=device),
+        rival=on_device(np.array([one.credit.rival for one in active]), device),
         chosen=members[0] if roles else None,
         rejected=members[1] if roles else None,
         gold=members[2] if roles > 2 else None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from agentrl.learner.attention import selected
 from agentrl.learner.loading import load_policy
 from agentrl.learner.model import value_head
 
@@ -30,7 +31,7 @@ class ValueModel(torch.nn.Module):
         half = self.dtype == torch.bfloat16
         with torch.autocast(packed.ids.device.type, torch.bfloat16) if half else contextlib.nullcontext():
             out = self.decoder(input_ids=packed.ids[None], position_ids=packed.positions[None], use_cache=False, segments=packed.segments)
-        hidden = out.last_hidden_state[0].index_select(0, packed.sources)
+        hidden = selected(out.last_hidden_state[0], packed.sources, shared=packed.segments.shared)
         values: torch.Tensor = self.head(hidden.to(self.head.weight.dtype))[:, 0]
         return values
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from agentrl.config import RunConfig
     from agentrl.learner.model import Output
 
+TILE_MIB = {"cpu": 64, "cuda": 512}
+"""Of `learner.head_chunk_mib`. On a GPU small tiles are many launches of small products."""
+
 
 def load_policy(
     config: RunConfig,
@@ -70,7 +73,7 @@ def load_policy(
     adapted.requires_grad_(trained and lora is None)
     if lora is not None:
         train_only_adapter(cast("PeftModel", adapted))
-    policy = Policy(adapted, _head(model, config), torch.bfloat16 if half else master, values=values, output=output)
+    policy = Policy(adapted, _head(model, config, device), torch.bfloat16 if half else master, values=values, output=output)
     (check_packing if output == "tokens" else check_scorer)(policy)
     return policy
 
@@ -98,14 +101,14 @@ def read_model(folder: str, dtype: torch.dtype) -> PreTrainedModel:
     return cast("PreTrainedModel", model)
 
 
-def _head(model: PreTrainedModel, config: RunConfig) -> Head:
+def _head(model: PreTrainedModel, config: RunConfig, device: torch.device) -> Head:
     options = model.config.get_text_config()
     scale = float(getattr(options, "logit_scale", None) or 1.0) / float(getattr(options, "logits_scaling", None) or 1.0)
     return Head(
         temperature=config.sampling.temperature,
         scale=scale,
         softcap=getattr(options, "final_logit_softcapping", None),
-        tile_mib=config.learner.head_chunk_mib,
+        tile_mib=config.learner.head_chunk_mib or TILE_MIB[device.type],
     )
 
 

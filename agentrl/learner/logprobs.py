@@ -140,7 +140,8 @@ class _TokenLogprobs(torch.autograd.Function):
         slopes = [None if grad is None else grad[:, None] * (head.scale / head.temperature) for grad in grads[:2]]
         upstream = normalizer.new_zeros(normalizer.shape) if slopes[0] is None else slopes[0]
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.zeros_like(hidden) if needs_hidden else None
+        # summed over the tiles in float32: in a half type each tile would round the sum
+        grad_hidden = torch.zeros_like(hidden, dtype=normalizer.dtype) if needs_hidden else None
         grad_weight = torch.empty_like(weight, memory_format=torch.contiguous_format) if needs_weight else None
         grad_bias = torch.empty_like(bias) if needs_bias else None
         for tile in ctx.tiles:
@@ -159,13 +160,16 @@ class _TokenLogprobs(torch.autograd.Function):
                 delta.mul_(slope)
             delta = delta.to(hidden.dtype)
             if grad_hidden is not None:
-                grad_hidden.addmm_(delta, weight[tile])
+                if grad_hidden.dtype == delta.dtype:
+                    grad_hidden.addmm_(delta, weight[tile])
+                else:
+                    grad_hidden.add_(delta @ weight[tile])
             if grad_weight is not None:
                 torch.mm(delta.t(), hidden, out=grad_weight[tile])
             if grad_bias is not None:
                 torch.sum(delta, 0, out=grad_bias[tile])
             del delta, chances, slope  # one tile at a time
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None
 
 
 def _probabilities(

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from agentrl.errors import ConfigError
 from agentrl.learner.adapters import plain_layer
-from agentrl.learner.attention import ATTENTION
+from agentrl.learner.attention import ATTENTION, selected
 from agentrl.learner.lessons import taught
 from agentrl.learner.logprobs import Asked, Head, token_logprobs
 from agentrl.learner.packing import pack
@@ -110,7 +110,7 @@ class Policy(torch.nn.Module):
         with torch.autocast(packed.ids.device.type, torch.bfloat16) if half else contextlib.nullcontext():
             tokens = {"input_ids": packed.ids[None]} if packed.noise is None else {"inputs_embeds": self._noisy(packed.ids, packed.noise)}
             out = base.get_decoder()(**tokens, position_ids=packed.positions[None], use_cache=False, segments=packed.segments)
-        hidden = out.last_hidden_state[0].index_select(0, packed.sources)
+        hidden = selected(out.last_hidden_state[0], packed.sources, shared=packed.segments.shared)
         if self.output != "tokens":
             return scores_of(base, hidden)
         layer = output_layer(base)

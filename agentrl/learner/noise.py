@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+from agentrl.learner.transfer import on_device
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import torch
 
     from agentrl.learner.packing import Pack
     from agentrl.learner.samples import Sample
@@ -45,4 +48,4 @@ class Noise:
         rows = [row for sample in samples for row in sample.rows]
         for row, places in zip(rows, packed.places, strict=True):
             noise[places] = self.of_row(row)
-        return torch.from_numpy(noise).to(packed.ids.device)
+        return on_device(noise, packed.ids.device)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from agentrl.learner.attention import Segments
+from agentrl.learner.transfer import on_device
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -200,11 +201,11 @@ def pack(samples: Sequence[Sample], device: torch.device, *, ragged: bool = Fals
             positions[places] = np.arange(len(row))
             sources.append(places[source])
     return Pack(
-        ids=torch.from_numpy(ids).to(device),
-        positions=torch.from_numpy(positions).to(device),
+        ids=on_device(ids, device),
+        positions=on_device(positions, device),
         segments=Segments.of([places for rows in tokens for places in rows], num_tokens, device, ragged=ragged),
-        sources=torch.from_numpy(np.concatenate(sources)).to(device),
-        targets=torch.from_numpy(np.concatenate([sample.targets for sample in samples])).to(device),
+        sources=on_device(np.concatenate(sources), device),
+        targets=on_device(np.concatenate([sample.targets for sample in samples]), device),
         places=tuple(places for rows in tokens for places in rows),
     )
 

@@ -263,7 +263,7 @@ class Stepper:
         for optimizer, norm, own_rate in zip(self.models.optimizers, norms, rates, strict=True):
             if limit is not None and norm > limit:
                 held = [one for one in _parameters(optimizer) if one.grad is not None]
-                torch.nn.utils.clip_grads_with_norm_(held, limit, torch.tensor(norm, device=self.accelerator.device))
+                torch.nn.utils.clip_grads_with_norm_(held, limit, torch.full((), norm, device=self.accelerator.device))
             for group in optimizer.param_groups:
                 group["lr"] = own_rate
             optimizer.step()

@@ -23,6 +23,7 @@ from agentrl.learner.packing import pack
 from agentrl.learner.samples import FILLER, viewed
 from agentrl.learner.self_teacher import Follower, own_teacher
 from agentrl.learner.top_tokens import TopTokens, top_tokens
+from agentrl.learner.transfer import on_device
 from agentrl.teacher_prompt import top_names
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ class Teachers:
         chances = np.concatenate([sample.columns[logprobs] for sample in asked])
         chances = np.nan_to_num(chances, nan=-np.inf, neginf=-np.inf)  # JSON, in which rollouts are kept, knows no infinity
         words = np.concatenate([sample.columns[ids] for sample in asked]).astype(np.int64)
-        top = TopTokens(ids=torch.from_numpy(words).to(device), logprobs=torch.from_numpy(chances).to(device))
+        top = TopTokens(ids=on_device(words, device), logprobs=on_device(chances, device))
         places = None if len(asked) == len(samples) else self._places(index, samples, packed)
         return [Lesson(teacher=top, places=places, weights=self._token_weights(index, asked, top.logprobs))]
 
@@ -198,12 +199,12 @@ class Teachers:
         shares = [self._share(index, sample) for sample in samples]
         lengths = [sample.num_trained for sample in samples]
         kind = torch.promote_types(like.dtype, torch.float32)
-        return torch.from_numpy(np.repeat(shares, lengths)).to(like.device, kind)
+        return on_device(np.repeat(shares, lengths), like.device).to(kind)
 
     def _places(self, index: int, samples: Sequence[Sample], packed: Pack) -> torch.Tensor:
         """[asked] int64: which trained tokens of the micro-batch a teacher is asked of."""
         own = np.repeat([self._share(index, sample) > 0 for sample in samples], [sample.num_trained for sample in samples])
-        return torch.from_numpy(np.flatnonzero(own)).to(packed.ids.device)
+        return on_device(np.flatnonzero(own), packed.ids.device)
 
 
 def _check_vocabulary(policy: Policy, teacher: Policy, name: str) -> None:

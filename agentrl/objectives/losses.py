@@ -87,7 +87,10 @@ class TokenBatch:
 
     def sum_by_rollout(self, values: torch.Tensor) -> torch.Tensor:
         """[tokens] -> [rollouts], differentiable."""
-        return values.new_zeros(self.num_rollouts).index_add(0, self.rollout, values)
+        zeros = values.new_zeros(self.num_rollouts)
+        if values.device.type == "cuda":  # where `index_add` adds in no fixed order, and this sorts first
+            return zeros.index_put((self.rollout,), values, accumulate=True)
+        return zeros.index_add(0, self.rollout, values)
 
     def mean_by_rollout(self, values: torch.Tensor) -> torch.Tensor:
         """[tokens] -> [rollouts], differentiable."""

@@ -32,10 +32,9 @@ def naive(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> 
 
 def agentrl(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Ours, entropies included."""
-    from agentrl.config_learner import LearnerConfig
     from agentrl.learner.logprobs import Head, token_logprobs
 
-    return token_logprobs(hidden, weight, None, targets, Head(tile_mib=LearnerConfig().head_chunk_mib))[0]
+    return token_logprobs(hidden, weight, None, targets, Head())[0]
 
 
 def trl(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

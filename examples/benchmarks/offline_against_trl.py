@@ -1,12 +1,13 @@
-"""SFT and DPO beside TRL on the same model and rows, on CPUs: speed, loss curves, memory. Prints one JSON line a comparison.
+"""SFT and DPO beside TRL on the same model and rows: speed, loss curves, memory. Prints one JSON line a comparison.
 
     python examples/benchmarks/offline_against_trl.py sft dpo memory_sft memory_dpo [--peer-python PATH_OF_A_PYTHON_WITH_TRL] [--threads 2]
+    python examples/benchmarks/offline_against_trl.py sft dpo --device cuda
 
 Each side runs in a process of its own, in turn, through what its users call: `agentrl.train` and TRL's trainers, over the same JSON lines
-in the same order, float32, AdamW without decay, a constant learning rate and clipping at 1. TRL runs without gradient checkpointing, which
-would cost it more. `tokens_per_s` counts real tokens, padding aside and a pair's prompt twice, from the end of the second step to the end
-of the last one. `curve_difference` is the largest difference between the two sides' losses of a step, of any seed; a seed is a model and
-rows.
+in the same order, float32 (on a GPU bfloat16 over float32 weights), AdamW without decay, a constant learning rate and clipping at 1. TRL
+runs without gradient checkpointing, which would cost it more. `tokens_per_s` counts real tokens, padding aside and a pair's prompt twice,
+from the end of the second step to the end of the last one. `curve_difference` is the largest difference between the two sides' losses of a
+step, of any seed; a seed is a model and rows.
 
 memory_*: the peak of a step above what was held before it, gradients aside, with a vocabulary of 262,144 words and 2,048 tokens. `naive` is
 the loss over whole logits.
@@ -27,8 +28,12 @@ from typing import Any
 
 import numpy as np
 
-END, WORDS, MANY_WORDS = "<eos>", 512, 262_144
-BATCH, STEPS, LR = 32, 12, 1e-3
+END, MANY_WORDS = "<eos>", 262_144
+WORDS = {"cpu": 512, "cuda": 32_768}
+LONGER = {"cpu": 1, "cuda": 4}
+"""How much longer rows are on a GPU."""
+BATCH, STEPS = 32, 12
+LR = {"cpu": 1e-3, "cuda": 1e-4}
 ROWS = BATCH * STEPS
 MEMORY_ROWS, MEMORY_TOKENS = 8, 256
 """Texts of a step and tokens of each; of DPO half as many pairs."""
@@ -45,13 +50,13 @@ def words(draw: np.random.Generator, count: int, vocabulary: int) -> str:
     return " ".join(f"w{index}" for index in draw.integers(1, vocabulary, count))
 
 
-def write_rows(path: Path, method: str, seed: int) -> None:
+def write_rows(path: Path, method: str, seed: int, device: str) -> None:
     """The rows of a seed as JSON lines."""
-    draw = np.random.default_rng(seed)
+    draw, vocabulary, longer = np.random.default_rng(seed), WORDS[device], LONGER[device]
     rows: list[dict[str, str]] = []
     for _ in range(batch_of(method) * 3 if method in MEMORY else ROWS):
         if method == "sft":
-            rows.append({"text": words(draw, lengths(draw, 65, 240), WORDS)})
+            rows.append({"text": words(draw, lengths(draw, 65 * longer, 240 * longer), vocabulary)})
         elif method == "memory_sft":
             rows.append({"text": words(draw, MEMORY_TOKENS - 1, MANY_WORDS)})
         elif method == "memory_dpo":
@@ -59,8 +64,9 @@ def write_rows(path: Path, method: str, seed: int) -> None:
             prompt = words(draw, half, MANY_WORDS)
             rows.append({"prompt": prompt + " "} | {side: words(draw, half - 1, MANY_WORDS) for side in ("chosen", "rejected")})
         else:
-            prompt = words(draw, lengths(draw, 50, 160), WORDS)
-            rows.append({"prompt": prompt + " "} | {side: words(draw, lengths(draw, 35, 120), WORDS) for side in ("chosen", "rejected")})
+            prompt = words(draw, lengths(draw, 50 * longer, 160 * longer), vocabulary)
+            answers = {side: words(draw, lengths(draw, 35 * longer, 120 * longer), vocabulary) for side in ("chosen", "rejected")}
+            rows.append({"prompt": prompt + " "} | answers)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -70,14 +76,18 @@ def batch_of(method: str) -> int:
 
 
 def write_model(folder: Path, vocabulary: int, seed: int) -> None:
-    """A random model of Qwen3's architecture, one token a word; 0.85 M parameters, or 17 M with the large vocabulary."""
+    """A random model of Qwen3's architecture, one token a word; 0.85 M parameters, 17 M with the largest vocabulary, 210 M on a GPU."""
     import torch
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-    large = vocabulary == MANY_WORDS
+    shape = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 32}
+    if vocabulary == MANY_WORDS:
+        shape |= {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    if vocabulary == WORDS["cuda"]:
+        shape = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 14, "num_attention_heads": 16, "head_dim": 64}
     core = Tokenizer(WordLevel({END: 0} | {f"w{index}": index for index in range(1, vocabulary)}, unk_token=END))
     core.pre_tokenizer = WhitespaceSplit()
     core.add_special_tokens([END])
@@ -85,14 +95,10 @@ def write_model(folder: Path, vocabulary: int, seed: int) -> None:
     torch.manual_seed(seed)
     Qwen3ForCausalLM(
         Qwen3Config(
+            **shape,
             vocab_size=vocabulary,
-            hidden_size=64 if large else 128,
-            intermediate_size=128 if large else 384,
-            num_hidden_layers=2 if large else 4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=32,
-            max_position_embeddings=1024,
+            num_key_value_heads=shape["num_attention_heads"] // 2,
+            max_position_embeddings=2048,
             tie_word_embeddings=True,
             eos_token_id=0,
             pad_token_id=0,
@@ -129,7 +135,7 @@ def _status(name: str) -> int:
     raise RuntimeError(f"no {name} in /proc/self/status: this benchmark needs Linux")
 
 
-def run_agentrl(method: str, model: Path, rows: Path, threads: int, watch: Watch) -> None:
+def run_agentrl(method: str, model: Path, rows: Path, threads: int, watch: Watch, device: str) -> None:
     """What `agentrl train` does."""
     from agentrl import objectives, runfile
     from agentrl.data.prepare import prepare
@@ -140,7 +146,7 @@ def run_agentrl(method: str, model: Path, rows: Path, threads: int, watch: Watch
     batch = batch_of(method)
     objective: dict[str, Any] = {"name": method.removeprefix("memory_")}
     values = {"model": str(model), "dataset": str(rows), "objective": objective, "batch_size": batch, "data": {"shuffle": False}}
-    config = runfile.from_mapping(values | {"learner": {"lr": LR, "betas": [0.9, 0.999], "device": "cpu"}, "epochs": 1})
+    config = runfile.from_mapping(values | {"learner": {"lr": LR[device], "betas": [0.9, 0.999], "device": device}, "epochs": 1})
     found, options = objectives.get(objective["name"]), objectives.validate(config.objective)
     assert found.data is not None
     examples = prepare(config, found.data, load_tokenizer(str(model)), "train", say=print)
@@ -152,7 +158,7 @@ def run_agentrl(method: str, model: Path, rows: Path, threads: int, watch: Watch
         watch.end()
 
 
-def run_trl(method: str, model: Path, rows: Path, threads: int, watch: Watch) -> None:
+def run_trl(method: str, model: Path, rows: Path, threads: int, watch: Watch, device: str) -> None:
     """What a script with TRL's trainers does."""
     import torch
     from datasets import load_dataset
@@ -176,12 +182,12 @@ def run_trl(method: str, model: Path, rows: Path, threads: int, watch: Watch) ->
     with tempfile.TemporaryDirectory() as scratch:
         arguments = kind(
             output_dir=scratch,
-            use_cpu=True,
-            bf16=False,
+            use_cpu=device == "cpu",
+            bf16=device == "cuda",
             gradient_checkpointing=False,
             per_device_train_batch_size=batch_of(method),
             num_train_epochs=1,
-            learning_rate=LR,
+            learning_rate=LR[device],
             lr_scheduler_type="constant",
             train_sampling_strategy="sequential",
             logging_steps=1,
@@ -193,7 +199,7 @@ def run_trl(method: str, model: Path, rows: Path, threads: int, watch: Watch) ->
         trainer(model=str(model), args=arguments, train_dataset=data, callbacks=[Notes()]).train()
 
 
-def run_naive(method: str, model: Path, rows: Path, threads: int, watch: Watch) -> None:
+def run_naive(method: str, model: Path, rows: Path, threads: int, watch: Watch, device: str) -> None:
     """The loss over whole logits, texts of equal lengths."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -201,7 +207,7 @@ def run_naive(method: str, model: Path, rows: Path, threads: int, watch: Watch) 
     torch.set_num_threads(threads)
     tokenizer = AutoTokenizer.from_pretrained(model)
     policy = AutoModelForCausalLM.from_pretrained(model)
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=LR)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=LR[device])
     reference = AutoModelForCausalLM.from_pretrained(model) if method == "memory_dpo" else None
     found = [json.loads(line) for line in rows.read_text().splitlines()]
     sides = ["chosen", "rejected"] if reference is not None else ["text"]
@@ -235,14 +241,14 @@ def naive_sums(model: Any, ids: Any) -> Any:
 SIDES = {"agentrl": run_agentrl, "trl": run_trl, "naive": run_naive}
 
 
-def measure(side: str, method: str, folder: Path, threads: int) -> dict[str, Any]:
+def measure(side: str, method: str, folder: Path, threads: int, device: str) -> dict[str, Any]:
     """Run one side in this process."""
     from safetensors import safe_open
 
     with safe_open(folder / "model" / "model.safetensors", "pt") as weights:
         size = sum(int(np.prod(weights.get_slice(name).get_shape())) for name in weights.keys())  # noqa: SIM118  # it is no mapping
     watch = Watch(gradients=4 * size)
-    SIDES[side](method, folder / "model", folder / "rows.jsonl", threads, watch)
+    SIDES[side](method, folder / "model", folder / "rows.jsonl", threads, watch, device)
     return {"losses": watch.losses, "seconds": watch.ends[-1] - watch.ends[1], "peak_mib": max(watch.peaks[1:]), "parameters": size}
 
 
@@ -254,13 +260,13 @@ def counted(path: Path, method: str) -> int:
     return sum(2 * len(row["prompt"].split()) + len(row["chosen"].split()) + len(row["rejected"].split()) + 2 for row in rows)
 
 
-def start(python: str, side: str, method: str, folder: Path, threads: int) -> dict[str, Any]:
+def start(python: str, side: str, method: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Run one side in a process of its own."""
-    out = folder / f"{side}.json"
-    command = [python, __file__, method, "--side", side, "--out", str(out), "--threads", str(threads)]
+    out, threads = folder / f"{side}.json", options.threads
+    command = [python, __file__, method, "--side", side, "--out", str(out), "--threads", str(threads), "--device", options.device]
     quiet = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    root = str(Path(__file__).parents[2])
-    done = subprocess.run(command, env=os.environ | quiet | {"PYTHONPATH": root}, capture_output=True, text=True, check=False)
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(command, env=os.environ | quiet | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{side} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     result: dict[str, Any] = json.loads(out.read_text())
@@ -275,10 +281,10 @@ def compare(method: str, pythons: dict[str, str], options: argparse.Namespace) -
     for seed in range(options.seeds):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            write_model(folder / "model", WORDS, seed)
-            write_rows(folder / "rows.jsonl", method, seed)
+            write_model(folder / "model", WORDS[options.device], seed)
+            write_rows(folder / "rows.jsonl", method, seed, options.device)
             tokens = counted(folder / "rows.jsonl", method)
-            found = {side: start(python, side, method, folder, options.threads) for side, python in pythons.items()}
+            found = {side: start(python, side, method, folder, options) for side, python in pythons.items()}
         for side, one in found.items():
             speeds[side].append(tokens / one["seconds"])
             last[side] = [round(loss, 4) for loss in one["losses"]]
@@ -286,6 +292,7 @@ def compare(method: str, pythons: dict[str, str], options: argparse.Namespace) -
     ratios = [ours / theirs for ours, theirs in zip(speeds["agentrl"], speeds["trl"], strict=True)]
     return {
         "benchmark": method,
+        "device": options.device,
         "threads": options.threads,
         **{f"{side}_tokens_per_s": [round(speed) for speed in values] for side, values in speeds.items()},
         "ratio": round(statistics.median(ratios), 2),
@@ -300,8 +307,8 @@ def compare_memory(method: str, pythons: dict[str, str], options: argparse.Names
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_model(folder / "model", MANY_WORDS, 0)
-        write_rows(folder / "rows.jsonl", method, 0)
-        found = {side: start(python, side, method, folder, options.threads) for side, python in pythons.items()}
+        write_rows(folder / "rows.jsonl", method, 0, "cpu")
+        found = {side: start(python, side, method, folder, options) for side, python in pythons.items()}
     mib = {side: one["peak_mib"] for side, one in found.items()}
     return {
         "benchmark": method,
@@ -320,12 +327,16 @@ def main() -> None:
     parser.add_argument("--peer-python", default=sys.executable, help="a Python that imports trl; by default this one")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--device", choices=list(WORDS), default="cpu", help="memory_* are measured on a CPU alone")
     parser.add_argument("--side", choices=list(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--out", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        Path(options.out).write_text(json.dumps(measure(options.side, options.methods[0], Path(options.out).parent, options.threads)))
+        found = measure(options.side, options.methods[0], Path(options.out).parent, options.threads, options.device)
+        Path(options.out).write_text(json.dumps(found))
         return
+    if options.device == "cuda" and set(MEMORY) & set(options.methods):
+        parser.error("memory_* read the process's memory, which a GPU's is not; leave --device out")
     pythons = {"agentrl": sys.executable, "trl": options.peer_python}
     for method in options.methods:
         memory = method in MEMORY

@@ -131,7 +131,7 @@ def test_a_step_over_many_words_makes_no_whole_logits(dtype: str, model_folder: 
     ids = [draw.integers(3, words, length).astype(np.int32) for _ in range(rows)]
     texts = [Text(ids=one, trained=np.arange(length) > 0) for one in ids]
     examples = [Example(where="", texts=(text,), rewards=(0.0,)) for text in texts]
-    learner = learner_on(GPU, folder, "sft", dtype=dtype)
+    learner = learner_on(GPU, folder, "sft", dtype=dtype, head_chunk_mib=64)
     held = 4 * sum(one.numel() for one in learner.policy.parameters())
     copies = held if dtype == "bfloat16" else 0  # weights and their gradients in half precision
     ours = peak(lambda: learner.update_examples(examples)) - held - copies
