@@ -56,7 +56,7 @@ class Language(Protocol):
             driver: process of the interpreter, which may be younger than the first call.
             root: of the tree.
             before: members of the tree when the call began.
-            again: whether that was tried already.
+            again: whether that was tried for long enough.
         """
         ...
 

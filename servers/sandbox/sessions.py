@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 GRACE_S = 1.0
 """From the first interruption of a call until the session is killed."""
+FORCE_S = 0.5
+"""Before that: from here on an interruption kills, what runs in the background too."""
 MOST_ANSWER_BYTES = 4096
 """Of the stream of answers in one call; an answer is a number and a status."""
 SESSION_CPU_S = 10**6
@@ -191,7 +193,7 @@ class LocalSession:
         if call.interruptions == 0:
             call.deadline = now + GRACE_S
         with contextlib.suppress(IndexError):  # it has ended
-            self._language.interrupt(_driver(running), running.root, call.before, again=call.interruptions >= 3)
+            self._language.interrupt(_driver(running), running.root, call.before, again=now >= call.deadline - FORCE_S)
         call.interruptions += 1
 
     def _answer(self, call: _Call) -> Turn:

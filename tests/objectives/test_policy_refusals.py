@@ -64,6 +64,7 @@ REFUSALS = {
     "normalize_advantages with baseline": [
         ({"normalize_advantages": True, "baseline": "running"}, ["rloo"], r"normalize_advantages divides by the advantages' own spread"),
     ],
+    "seq_kd with lmbda 1": [({"seq_kd": True, "lmbda": 1.0}, ["gkd"], r"lmbda=1 leaves none: lower lmbda")],
     "estimate sampled with another mixture": [
         ({"estimate": "sampled", "mixture": 0.5}, ["opd"], r"mixture=0.5 asks for another divergence"),
         ({"estimate": "sampled", "temperature": 0.5}, ["opd"], r"remove temperature"),

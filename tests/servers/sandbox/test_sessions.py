@@ -157,6 +157,7 @@ def test_a_session_survives_an_interruption_of_its_first_call(either):
 
 def test_a_background_job_of_an_interrupted_command_is_spared(either):
     session = either.shell()
+    session.run("true")
     turn = session.run("sleep 100 & sleep 60", timeout_s=0.3)
     assert (turn.status, turn.alive) == ("timeout", True)
     assert session.run("jobs -r | wc -l").output == b"1\n"
