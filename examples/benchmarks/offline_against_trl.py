@@ -4,10 +4,10 @@
     python examples/benchmarks/offline_against_trl.py sft dpo --device cuda
 
 Each side runs in a process of its own, in turn, through what its users call: `agentrl.train` and TRL's trainers, over the same JSON lines
-in the same order, float32 (on a GPU bfloat16 over float32 weights), AdamW without decay, a constant learning rate and clipping at 1. TRL
-runs without gradient checkpointing, which would cost it more. `tokens_per_s` counts real tokens, padding aside and a pair's prompt twice,
-from the end of the second step to the end of the last one. `curve_difference` is the largest difference between the two sides' losses of a
-step, of any seed; a seed is a model and rows.
+in the same order, float32 (on a GPU bfloat16 over float32 weights), AdamW without decay, a constant learning rate and clipping at 1.
+`trl` is TRL as it comes, with gradient checkpointing; `trl_lean` is without it, as agentrl is. `tokens_per_s` counts real tokens,
+padding aside and a pair's prompt twice, from the end of the second step to the end of the last one. `curve_difference` is the largest
+difference between agentrl's loss of a step and another side's, of any seed; a seed is a model and rows.
 
 memory_*: the peak of a step above what was held before it, gradients aside, with a vocabulary of 262,144 words and 2,048 tokens. `naive` is
 the loss over whole logits.
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +159,8 @@ def run_agentrl(method: str, model: Path, rows: Path, threads: int, watch: Watch
         watch.end()
 
 
-def run_trl(method: str, model: Path, rows: Path, threads: int, watch: Watch, device: str) -> None:
-    """What a script with TRL's trainers does."""
+def run_trl(method: str, model: Path, rows: Path, threads: int, watch: Watch, device: str, *, lean: bool = False) -> None:
+    """What a script with TRL's trainers does; `lean` switches off the gradient checkpointing that they have by default."""
     import torch
     from datasets import load_dataset
     from transformers import TrainerCallback
@@ -184,7 +185,7 @@ def run_trl(method: str, model: Path, rows: Path, threads: int, watch: Watch, de
             output_dir=scratch,
             use_cpu=device == "cpu",
             bf16=device == "cuda",
-            gradient_checkpointing=False,
+            gradient_checkpointing=not lean,
             per_device_train_batch_size=batch_of(method),
             num_train_epochs=1,
             learning_rate=LR[device],
@@ -238,7 +239,7 @@ def naive_sums(model: Any, ids: Any) -> Any:
     return logprobs.gather(-1, ids[:, half:, None])[..., 0].sum(-1)
 
 
-SIDES = {"agentrl": run_agentrl, "trl": run_trl, "naive": run_naive}
+SIDES = {"agentrl": run_agentrl, "trl": run_trl, "trl_lean": partial(run_trl, lean=True), "naive": run_naive}
 
 
 def measure(side: str, method: str, folder: Path, threads: int, device: str) -> dict[str, Any]:
@@ -288,8 +289,9 @@ def compare(method: str, pythons: dict[str, str], options: argparse.Namespace) -
         for side, one in found.items():
             speeds[side].append(tokens / one["seconds"])
             last[side] = [round(loss, 4) for loss in one["losses"]]
-        difference = max(difference, *(abs(a - b) for a, b in zip(found["agentrl"]["losses"], found["trl"]["losses"], strict=True)))
-    ratios = [ours / theirs for ours, theirs in zip(speeds["agentrl"], speeds["trl"], strict=True)]
+        for peer in ("trl", "trl_lean"):
+            difference = max(difference, *(abs(a - b) for a, b in zip(found["agentrl"]["losses"], found[peer]["losses"], strict=True)))
+    ratios, lean = ([ours / theirs for ours, theirs in zip(speeds["agentrl"], speeds[peer], strict=True)] for peer in ("trl", "trl_lean"))
     return {
         "benchmark": method,
         "device": options.device,
@@ -297,6 +299,7 @@ def compare(method: str, pythons: dict[str, str], options: argparse.Namespace) -
         **{f"{side}_tokens_per_s": [round(speed) for speed in values] for side, values in speeds.items()},
         "ratio": round(statistics.median(ratios), 2),
         "ratios": [round(ratio, 2) for ratio in ratios],
+        "ratios_lean": [round(ratio, 2) for ratio in lean],
         "curve_difference": float(f"{difference:.3g}"),
         "last_curves": last,
     }
@@ -337,7 +340,7 @@ def main() -> None:
         return
     if options.device == "cuda" and set(MEMORY) & set(options.methods):
         parser.error("memory_* read the process's memory, which a GPU's is not; leave --device out")
-    pythons = {"agentrl": sys.executable, "trl": options.peer_python}
+    pythons = {"agentrl": sys.executable, "trl": options.peer_python, "trl_lean": options.peer_python}
     for method in options.methods:
         memory = method in MEMORY
         both = pythons | ({"naive": sys.executable} if memory else {})
