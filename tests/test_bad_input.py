@@ -136,7 +136,7 @@ def test_a_signal_while_tasks_hang_ends_the_start_at_once(tmp_path, number):
     with train(tmp_path, "Bad?where=tasks&how=spin") as run:
         (tmp_path / "spinning").read_text()  # waits until the environment opens it
         run.send(number)
-        status, _, _ = run.end(timeout_s=60)
+        status, _, _ = run.end(timeout_s=20)
     assert status == INTERRUPTED
 
 

@@ -17,7 +17,7 @@ def test_a_process_ends_when_the_other_end_of_its_lifeline_closes():
         os.close(watched)
         assert child.poll() is None
         os.close(held)
-        assert child.wait(60) == ORPHANED_STATUS
+        assert child.wait(10) == ORPHANED_STATUS
 
 
 def test_a_child_whose_parent_is_already_another_ends_at_once():

@@ -140,12 +140,12 @@ def test_killed_at_random_points_a_run_loses_nothing(tmp_path):
             process.kill()
             status = process.wait(60)
         assert status in (1, -signal.SIGKILL), (tmp_path / "output.txt").read_text()[-3000:]
-        assert not wait_for_none(tmp_path, 60), "a process outlived its run"
+        assert not wait_for_none(tmp_path, 10), "a process outlived its run"
     done = max((one["step"] for one in read_metrics(run_folder)), default=0)
     steps = done + 6
     process = start(tmp_path, "--resume", str(run_folder), "--set", f"steps={steps}")
     assert process.wait(300) == 0, (tmp_path / "output.txt").read_text()[-3000:]
-    assert not wait_for_none(tmp_path, 60), "a process outlived its run"
+    assert not wait_for_none(tmp_path, 10), "a process outlived its run"
     print(json.dumps({"kills": KILLS, "steps": steps, "lineages": len(list((run_folder / "rollouts").glob("groups-*.jsonl")))}))
 
     records = read_dispositions(run_folder / "rollouts")

@@ -48,7 +48,7 @@ class WholeRun:
         self._process.kill()
         self._process.communicate()
         self._errors.close()
-        left = self._left_within(60)  # they end by themselves; a busy machine takes its time
+        left = self._left_within(10)
         for pid, _ in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)

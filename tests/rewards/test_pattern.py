@@ -35,7 +35,7 @@ def test_an_expression_that_backtracks_for_ever_is_unscorable(caplog):
     started = time.perf_counter()
     with caplog.at_level(logging.WARNING):
         assert of(reward, "ab", "a" * 5000 + "c") == [1.0, None]
-    assert time.perf_counter() - started < 60
+    assert time.perf_counter() - started < 5
     assert "given up on 5001 characters" in caplog.text
 
 

@@ -204,9 +204,9 @@ def test_the_disk_cannot_be_filled(sandbox, kind):
 
 def test_cpu_time_of_all_processes_counts(sandbox):
     code = "import os\nfor _ in range(3): os.fork()\nwhile True: pass"
-    outcome = sandbox.run(["python", "-c", code], limits=limits(cpu_s=1.0, wall_s=120))
+    outcome = sandbox.run(["python", "-c", code], limits=limits(cpu_s=1.0))
     assert outcome.status == "cpu"
-    assert outcome.seconds < 60  # much later the clock would have ended it
+    assert outcome.seconds < 8  # much later the clock would have ended it
 
 
 def test_standard_input_is_no_way_to_hang(sandbox):

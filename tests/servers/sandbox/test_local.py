@@ -50,7 +50,7 @@ def test_the_clock_is_the_parents(either):
     for wall_s in (0.3, 3.0, 30.0):
         outcome = either.run(["sh", "-c", "trap '' TERM INT HUP; echo begun; sleep 600"], limits=limits(wall_s=wall_s))
         assert (outcome.status, outcome.code) == ("timeout", None)
-        assert wall_s <= outcome.seconds < wall_s + 30
+        assert wall_s <= outcome.seconds < wall_s + 2.7
         if outcome.stdout:  # on a busy machine a short clock runs out before the program has begun
             break
     assert outcome.stdout == b"begun\n"
