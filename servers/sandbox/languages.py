@@ -22,6 +22,9 @@ while IFS= read -r -d '' -u 3 agentrl_number && IFS= read -r -d '' -u 3 agentrl_
 done
 """
 
+INTERRUPTIBLE = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
+"""A run in the background of a script ignores SIGINT, its children inherit that, and Bash cannot take it back."""
+
 
 class Launcher(Protocol):
     """What starts programs: `Bubblewrap`, `Unconfined`."""
@@ -98,8 +101,8 @@ class Shell:
     """Bash."""
 
     def command(self, launcher: Launcher) -> Sequence[str]:
-        """Bash without the user's own files."""
-        return ["bash", "--noprofile", "--norc", "-c", SHELL_DRIVER]
+        """Bash without the user's own files, and with an interruption that ends what it starts."""
+        return [launcher.interpreter, "-I", "-S", "-c", INTERRUPTIBLE, "bash", "--noprofile", "--norc", "-c", SHELL_DRIVER]
 
     def refusal(self, code: str) -> str | None:
         """Bash has no zero bytes."""

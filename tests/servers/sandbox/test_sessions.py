@@ -1,5 +1,7 @@
 """Persistent interpreters, of both kinds on this machine. What they cannot do is in `test_escapes.py`."""
 
+import signal
+
 import pytest
 
 
@@ -139,6 +141,17 @@ for n in range(20):
             print("last words", flush=True)
 time.sleep(30)
 """
+
+
+def test_a_run_that_ignores_interruptions_can_still_interrupt(either):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as for a process in the background of a script
+    try:
+        session = either.shell()
+        turn = session.run("sleep 100 & sleep 60", timeout_s=0.3)
+        assert (turn.status, turn.alive) == ("timeout", True)
+        assert session.run("jobs -r | wc -l").output == b"1\n"
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_an_interrupted_command_says_nothing_in_the_next_one(sandbox):
